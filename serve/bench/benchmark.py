@@ -65,6 +65,7 @@ class BenchmarkSubject(Document):
         gap_percentiles_s: p50, p90, p99 of all gaps between tokens.
         ratios: to the first deployment of the run; empty for that one.
         session_peaks_bytes: `peak_memory_bytes` of each session's process.
+        huge_shares: of each session's process: in huge pages, of what could be there.
     """
 
     deployment: Deployment
@@ -81,6 +82,7 @@ class BenchmarkSubject(Document):
     gap_percentiles_s: dict[str, float]
     ratios: dict[str, Estimate]
     session_peaks_bytes: tuple[int, ...] = ()
+    huge_shares: tuple[float, ...] = ()
 
 
 class Benchmark(Document):
@@ -109,6 +111,16 @@ class Benchmark(Document):
     def sessions(self) -> int:
         """How many processes of each deployment were measured."""
         return len({sample.session for sample in self.samples})
+
+    def huge_shares(self, names: Sequence[str]) -> dict[str, float]:
+        """By the name of each deployment, the least share that a process of it got of the huge pages that it could use.
+
+        Nothing where they were not asked for, or of benchmarks of before it was kept.
+        """
+        if not self.options.huge_pages:
+            return {}
+        pairs = zip(names, self.subjects, strict=True)
+        return {name: min(subject.huge_shares) for name, subject in pairs if subject.huge_shares}
 
 
 def run_benchmark(
@@ -255,4 +267,5 @@ def _summarise_subject(
         gap_percentiles_s={f"p{share}": percentile(gaps, share / 100) for share in (50, 90, 99)},
         ratios=ratios,
         session_peaks_bytes=tuple(report.peak_bytes for report in reports),
+        huge_shares=tuple(report.huge_share for report in reports),
     )

@@ -15,6 +15,7 @@ from serve.bench.benchmark import Benchmark, BenchmarkSubject
 from serve.bench.comparison import BenchmarkComparison
 from serve.bench.concurrency import LoadCurve
 from serve.bench.forward import ForwardTime
+from serve.bench.huge_pages import doubt_of_huge_pages
 from serve.bench.statistics import CONFIDENCE, FEWEST_PROCESSES, Estimate
 
 MIB = 2**20
@@ -24,10 +25,17 @@ AROUND_THE_LOOP = ("python", "numpy")
 """What a model in another environment is measured with, beside its runtime."""
 
 
-def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None) -> RenderableType:
-    """Two tables, speed and cost, and how they were measured."""
+def benchmark_screen(benchmark: Benchmark, *, output: Path | None = None, judged: bool = False) -> RenderableType:
+    """Two tables, speed and cost, and how they were measured.
+
+    Args:
+        benchmark: that was measured.
+        output: where it was written.
+        judged: a verdict follows, which has intervals of its own, and other options than `bench`.
+    """
     names = short_names([subject.deployment.label for subject in benchmark.subjects])
-    lines = [*_how(benchmark), *_doubts(benchmark, names)]
+    lines = [*_how(benchmark), *_disturbances(benchmark, names)]
+    lines += doubt_of_trace(benchmark, told="") if judged else _doubts(benchmark, names)
     if output is not None:
         lines.append(f"Written: {output}")
     return Group(
@@ -149,15 +157,12 @@ def doubt_of_processes(sessions: int) -> list[str]:
     ]
 
 
-def doubt_of_trace(benchmark: Benchmark) -> list[str]:
-    """What was not measured of a trace."""
+def doubt_of_trace(benchmark: Benchmark, *, told: str = "; --repeats {} measures each in every session") -> list[str]:
+    """What was not measured of a trace, and what would."""
     prompts = len(benchmark.workload.trace)
     if benchmark.blocks >= prompts:
         return []
-    return [
-        f"Prompts of the trace that were not reached: {prompts - benchmark.blocks}; --repeats {prompts} measures each "
-        "in every session."
-    ]
+    return [f"Prompts of the trace that were not reached: {prompts - benchmark.blocks}{told.format(prompts)}."]
 
 
 def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
@@ -170,6 +175,12 @@ def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
             f"From {blocks} runs an interval holds the true median in at most {coverage:.0%} of "
             "cases, not 95 %: --repeats 6 or more."
         )
+    huge_pages = doubt_of_huge_pages(benchmark.huge_shares(names))
+    return [*lines, *([] if huge_pages is None else [f"{huge_pages}; --sessions 5 or more shows it."])]
+
+
+def _disturbances(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
+    lines = []
     waits = {name: _waited_share(benchmark, index) for index, name in enumerate(names)}
     if max(waits.values()) > 0.02:
         shown = ", ".join(f"{name} {share:.0%}" for name, share in waits.items())
@@ -180,11 +191,6 @@ def _doubts(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
         lines.append(
             f"The loop around each token is Python's, which differs: {shown}. With equal ones only the runtime is "
             "compared."
-        )
-    if benchmark.options.huge_pages and not benchmark.subjects[0].huge_memory_bytes:
-        lines.append(
-            "This system gives no huge pages: like processes may differ by 15 % for their whole "
-            "life; --sessions 5 or more shows it."
         )
     return lines
 

@@ -69,6 +69,7 @@ class ProcessReport(Document):
         peak_bytes: highest resident memory so far, mapped files included.
         private_bytes: resident now and of no file: heap and stacks.
         huge_bytes: of that in huge pages.
+        refused_bytes: that could be there, but the system gave no huge pages for them.
         cpus: it may use.
         nice: its priority; below 0 goes before others.
     """
@@ -78,6 +79,12 @@ class ProcessReport(Document):
     huge_bytes: int
     cpus: tuple[int, ...]
     nice: int
+    refused_bytes: int = 0
+
+    @property
+    def huge_share(self) -> float:
+        """In huge pages, of what could be there; 0 where the system has none."""
+        return self.huge_bytes / (self.huge_bytes + self.refused_bytes) if self.huge_bytes else 0.0
 
 
 class Timed(Document):
@@ -120,6 +127,7 @@ class WorkerProcess:
         self._doing: dict[str, Any] = {"do": "start"}
         self._facts: RuntimeFacts | None = None
         self._patience = _Patience(0)
+        self._refused_bytes = 0
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
@@ -237,11 +245,13 @@ class WorkerProcess:
         """Pin it, and move what the warm-up has allocated into huge pages, unless the options forbid it; see
         `serve.visitor.huge_pages`.
         """
-        self._ask({"do": "settle", "threads": self._options.threads, "huge_pages": self._options.huge_pages})
+        settled = self._ask({"do": "settle", "threads": self._options.threads, "huge_pages": self._options.huge_pages})
+        self._refused_bytes = int(settled["refused_bytes"])
 
     def report(self) -> ProcessReport:
         """What the process holds now, and its peak until now."""
-        return ProcessReport.model_validate_json(json.dumps(self._ask({"do": "report"})))
+        found = {**self._ask({"do": "report"}), "refused_bytes": self._refused_bytes}
+        return ProcessReport.model_validate_json(json.dumps(found))
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._tell(request)

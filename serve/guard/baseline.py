@@ -244,6 +244,7 @@ def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) 
         measured_s=measured_s,
         settling_budget_s=rounded_up(None if blocks is None else blocks * measured_s / len(samples)),
         past=len(history.entries) if history else 0,
+        huge_shares=benchmark.huge_shares(("candidate",)),
     )
 
 

@@ -78,6 +78,8 @@ class Verdict(Document):
         settling_budget_s: a budget that would probably settle what is inconclusive; None where none would.
         instructions: of the candidate over the reference's; None where the processor or the system does not count.
         past: measurements of a history that it was judged by; None where a reference ran beside it.
+        huge_shares: of reference and candidate, the least share that a process got of the huge pages that it could use;
+            nothing where they were not asked for.
     """
 
     outcome: CheckOutcome
@@ -95,6 +97,7 @@ class Verdict(Document):
     settling_budget_s: float | None = None
     instructions: float | None = None
     past: int | None = None
+    huge_shares: dict[str, float] = pydantic.Field(default_factory=dict)
 
 
 def guard_workload(
@@ -226,6 +229,7 @@ def _measure(
         "changes": benchmark.changes,
         "tokens": tokens,
         "settling_budget_s": settling_s,
+        "huge_shares": benchmark.huge_shares(("reference", "candidate")),
     }
     return verdict.model_copy(update=found), benchmark
 

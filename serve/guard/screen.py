@@ -29,7 +29,7 @@ def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
         lines.append(f"{verdict.lost_share:.0%} of the time went to other processes")
     lines += tell_measuring(verdict)
     lines.append(f"{verdict.outcome}: at most {verdict.max_ratio:g} was allowed, {verdict.blocks} pairs were measured")
-    return Group(benchmark_screen(benchmark), Text("\n".join(lines)))
+    return Group(benchmark_screen(benchmark, judged=True), Text("\n".join(lines)))
 
 
 def bisection_screen(found: Bisection) -> str:

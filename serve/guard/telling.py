@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from serve.bench.huge_pages import doubt_of_huge_pages
 from serve.bench.statistics import Estimate
 from serve.guard.process_pairs import FIRST_PAIRS
 from serve.guard.regression import LOAD, MEMORY, ROUND_S, Verdict
@@ -89,6 +90,11 @@ def tell_measuring(verdict: Verdict) -> list[str]:
         )
     if verdict.instructions is not None:
         lines.append(f"instructions: {verdict.instructions:.3f} of the reference's")
+    elif verdict.past is None:
+        lines.append("instructions: not compared, since no counter of the processor is open to both processes")
+    huge_pages = doubt_of_huge_pages(verdict.huge_shares)
+    if huge_pages is not None:
+        lines.append(huge_pages)
     lines += verdict.changes
     if verdict.outcome == "inconclusive":
         lines.append(how_to_settle(verdict))

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
 MAPS = Path("/proc/self/maps")
 MADV_COLLAPSE = 25
+REFUSALS = (errno.ENOMEM, errno.EBUSY, errno.EAGAIN)
+"""No huge page is free, or the process may have no more of them, or not now."""
 HUGE_BYTES = 2**21
 PR_SET_THP_DISABLE = 41
 
@@ -31,19 +34,22 @@ def refuse_huge_pages() -> None:
         ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
-def collapse_memory() -> int:
+def collapse_memory() -> tuple[int, int]:
     """Move the private memory of this process into huge pages, as far as there are any.
 
     Returns:
-        Bytes that now lie in huge pages; 0 where the system cannot.
+        Bytes that now lie in huge pages, and bytes that could, but for which the system had none; both 0 where it
+        cannot.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    # Ranges that are not resident, or for which no huge page is free, stay as they are: nothing depends on them.
-    return sum(
-        HUGE_BYTES
-        for start in _ranges()
-        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(HUGE_BYTES), MADV_COLLAPSE) == 0
-    )
+    moved = refused = 0
+    for start in _ranges():
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(HUGE_BYTES), MADV_COLLAPSE) == 0:
+            moved += HUGE_BYTES
+        # Any other reason is the range's own: it is not resident, for example.
+        elif ctypes.get_errno() in REFUSALS:
+            refused += HUGE_BYTES
+    return moved, refused
 
 
 def _ranges() -> Iterator[int]:

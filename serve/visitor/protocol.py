@@ -3,7 +3,7 @@
     {"do": "load", "deployment": ..., "options": ...}         -> import_s, load_s, memory_before_bytes, facts
     {"do": "generate", "rows": [[...], ...], "new_tokens": N} -> generation, started_s, wall_s, waited_s, stolen_s,
                                                                  preemptions, instructions
-    {"do": "settle", "threads": N, "huge_pages": true}        -> huge_bytes
+    {"do": "settle", "threads": N, "huge_pages": true}        -> huge_bytes, refused_bytes
     {"do": "report"}                                          -> peak_bytes, private_bytes, huge_bytes, cpus, nice
 
 An error is {"error": class name, "message", "where", "remedy"}. End of input ends the process.
@@ -83,7 +83,8 @@ def settle(request: Mapping[str, Any]) -> Reply:
     # What was imported stays: looking through it before every generation would take tens of milliseconds.
     gc.collect()
     gc.freeze()
-    return {"huge_bytes": collapse_memory() if request["huge_pages"] else 0}
+    moved, refused = collapse_memory() if request["huge_pages"] else (0, 0)
+    return {"huge_bytes": moved, "refused_bytes": refused}
 
 
 def timed(generate: Callable[[], Reply]) -> Reply:

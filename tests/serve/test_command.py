@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,9 @@ def test_a_check_imports_no_torch(export: Path, tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     assert done.returncode == 0 or "latency" in done.stderr
     assert not told.exists(), told.read_text()
+    # What it advises is there.
+    known = set(re.findall(r"--[a-z][a-z-]+", serve("check", "--help", COLUMNS="200").stdout))
+    assert set(re.findall(r"--[a-z][a-z-]+", done.stdout + done.stderr)) <= known
 
 
 def test_generate_streams_text_and_nothing_else(export: Path) -> None:

@@ -293,6 +293,20 @@ def test_huge_pages_are_told_as_they_were_asked_for(continued: Path, asked: bool
     assert ("--no-huge-pages measures without" in captured.get()) == asked
 
 
+def test_huge_pages_that_a_process_did_not_get_are_told(continued: Path) -> None:
+    found = read_benchmark(continued)
+    subjects = tuple(
+        subject.model_copy(update={"huge_shares": shares})
+        for subject, shares in zip(found.subjects, ((1.0, 1.0), (1.0, 0.25)), strict=True)
+    )
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(benchmark_screen(found.model_copy(update={"subjects": subjects})))
+    assert "granted in part" in captured.get()
+    assert "25%" in captured.get()
+    assert "--sessions 5 or more shows it" in captured.get()
+
+
 def test_intervals_of_few_processes_say_so(continued: Path, tmp_path: Path) -> None:
     found = read_benchmark(continued)
     many = tuple(sample.model_copy(update={"session": sample.block // 8}) for sample in found.samples)

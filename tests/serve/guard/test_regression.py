@@ -147,6 +147,33 @@ def test_what_was_left_out_and_what_was_counted_is_said() -> None:
     assert "instructions: 1.100 of the reference's" in told
 
 
+def test_a_counter_that_is_absent_is_said() -> None:
+    verdict = judge(pairs(1.0, blocks=32, noise=0.001), max_ratio=1.05)
+    assert verdict.instructions is None
+    assert any("instructions: not compared" in line for line in tell_measuring(verdict))
+    # Nothing of a history could be compared with it.
+    assert not any("instructions" in line for line in tell_measuring(verdict.model_copy(update={"past": 1})))
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ({"reference": 1.0, "candidate": 0.4}, "granted in part (reference 100%, candidate 40%)"),
+        ({"reference": 0.4, "candidate": 0.4}, "granted in part"),
+        ({"reference": 0.0, "candidate": 0.0}, "gives no huge pages"),
+        ({"reference": 0.97, "candidate": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_huge_pages_that_were_not_granted_are_said(shares: dict[str, float], words: str | None) -> None:
+    verdict = judge(pairs(1.0, blocks=32, noise=0.001), max_ratio=1.05).model_copy(update={"huge_shares": shares})
+    told = "\n".join(tell_measuring(verdict))
+    assert ("uge pages" in told) == (words is not None)
+    assert words is None or words in told
+    # `check` has none of the options of `bench`.
+    assert "--sessions" not in told
+
+
 def timed(samples: list[Sample]) -> list[Sample]:
     """One second for each sample."""
     return [sample.model_copy(update={"started_s": float(place)}) for place, sample in enumerate(samples)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,9 +182,22 @@ def test_counters_count_or_are_absent() -> None:
     assert open_counter(99, 99) is None
 
 
+def test_what_the_system_refuses_is_told_from_what_could_not_lie_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = itertools.cycle([errno.ENOMEM, errno.EINVAL, errno.EBUSY, None])
+
+    def madvise(*_: object) -> int:
+        failure = next(failures)
+        ctypes.set_errno(failure or 0)
+        return 0 if failure is None else -1
+
+    monkeypatch.setattr("serve.visitor.huge_pages.ctypes.CDLL", lambda *_, **__: SimpleNamespace(madvise=madvise))
+    monkeypatch.setattr("serve.visitor.huge_pages._ranges", lambda: range(8))
+    assert collapse_memory() == (2 * HUGE_BYTES, 4 * HUGE_BYTES)
+
+
 def test_memory_moves_into_huge_pages_and_keeps_its_content() -> None:
     data = np.arange(8 * HUGE_BYTES // 8)
-    moved = collapse_memory()
+    moved, _ = collapse_memory()
     if moved == 0:
         pytest.skip("this system collapses nothing")
     assert huge_memory_bytes() > 4 * HUGE_BYTES
