@@ -199,7 +199,7 @@ costs without all that.
 
 `elastic-progressive`, `-nested`, `-nested-by-rank` and `-sandwich` change how `elastic` draws ranks, at as many
 forwards; those of `adapted-` do so for `adapted-elastic`. Of the two nested ones the former scales every rank alike, as
-nested dropout does, the latter a prefix by its length, as DyLoRA does."""
+nested dropout does, the latter a prefix by its length, as `elastic` does."""
 
 
 @dataclass(frozen=True)
