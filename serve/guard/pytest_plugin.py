@@ -3,18 +3,23 @@
     def test_the_new_export_is_not_slower(latency_guard):
         latency_guard.assert_not_slower("build/new", than="build/old")
 
-The fixture comes with the installed project. It passes and fails like `python -m serve check`; inconclusive fails,
-too, and says so. Checks of all processes of a machine take turns, those of pytest-xdist included.
+The fixture comes with the installed project (`shearling.pytest_entry`). It passes and fails like `python -m serve
+check`; inconclusive fails, too, and says so. Checks of all processes of a machine take turns, those of pytest-xdist
+included.
+
+The project under test may have a package `serve` of its own: ours is imported in `own_stage` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from shearling.own_stage import own_stage
 
 if TYPE_CHECKING:
     from serve.bench.workload import Workload
@@ -75,8 +80,8 @@ class LatencyGuard:
         max_load_ratio: float | None = None,
         max_memory_ratio: float | None = None,
         allow_other_tokens: bool | None = None,
-        options: RunOptions | None = None,
-        workload: Workload | None = None,
+        options: RunOptions | Mapping[str, Any] | None = None,
+        workload: Workload | Mapping[str, Any] | None = None,
     ) -> Verdict:
         """Fail the test unless the candidate takes at most `max_ratio` of the reference's time, first token and
         decode alike.
@@ -92,37 +97,60 @@ class LatencyGuard:
             max_load_ratio: of the time to load, which is measured only then.
             max_memory_ratio: of peak memory.
             allow_other_tokens: in another environment.
-            options: how both run; by default on the CPU with one thread.
-            workload: by default that of `python -m serve check`; its own budget counts where `budget_s` is None.
+            options: how both run, `{"threads": 2}` for example; by default on the CPU with one thread.
+            workload: `{"prompt_tokens": 512}`, for example; by default that of `python -m serve check`. The budget of a
+                `Workload` counts where `budget_s` is None.
 
         Raises:
             AssertionError: slower, other tokens, or inconclusive.
             UsageError: a limit or a budget that is no positive number.
             ShearlingError: something cannot be measured.
         """
-        from serve.guard.regression import Demands, check_regression, guard_workload
-        from serve.guard.reports import record_of
-        from serve.guard.telling import require_pass
-        from serve.runtimes.runtime import RunOptions
-        from shearling.errors import CheckFailed, ShearlingError
-        from shearling.target import parse_target
-
-        session = self.config.stash[SESSION]
         given = dict(
             zip(ALLOWED, (max_ratio, budget_s, max_load_ratio, max_memory_ratio, allow_other_tokens), strict=True)
         )
+        session = self.config.stash[SESSION]
         chosen = {**_asked_for(self.config), **_marked(session), **{k: v for k, v in given.items() if v is not None}}
+        with own_stage("serve"):
+            from serve.guard.telling import require_pass
+            from shearling.errors import CheckFailed
+
+            verdict = self._check(candidate, than, chosen, options, workload, keep_budget=budget_s is None)
+            try:
+                require_pass(verdict)
+            except CheckFailed as error:
+                raise AssertionError(f"{candidate} against {than}: {error}") from None
+        return verdict
+
+    def _check(
+        self,
+        candidate: str | Path | Target,
+        reference: str | Path | Target,
+        chosen: dict[str, Any],
+        options: RunOptions | Mapping[str, Any] | None,
+        workload: Workload | Mapping[str, Any] | None,
+        *,
+        keep_budget: bool,
+    ) -> Verdict:
+        from serve.bench.workload import Workload
+        from serve.guard.regression import Demands, check_regression, guard_workload
+        from serve.guard.reports import record_of
+        from serve.runtimes.runtime import RunOptions
+        from shearling.errors import ShearlingError
+        from shearling.target import parse_target
+
+        session = self.config.stash[SESSION]
         seconds = chosen.pop("budget_s", None)
-        work = workload or guard_workload()
-        if seconds is not None and (workload is None or budget_s is not None):
+        work = workload if isinstance(workload, Workload) else guard_workload(**(workload or {}))
+        if seconds is not None and not (isinstance(workload, Workload) and keep_budget):
             work = work.model_copy(update={"budget_s": guard_workload(budget_s=seconds).budget_s})
-        names = {"name": session.test or "latency", "candidate": str(candidate), "reference": str(than)}
+        names = {"name": session.test or "latency", "candidate": str(candidate), "reference": str(reference)}
         try:
             found = check_regression(
                 parse_target(candidate),
-                parse_target(than),
+                parse_target(reference),
                 demands=Demands(**chosen),
-                options=options or RunOptions(threads=1),
+                options=options if isinstance(options, RunOptions) else RunOptions(**{"threads": 1, **(options or {})}),
                 workload=work,
             )
         except ShearlingError as error:
@@ -130,10 +158,6 @@ class LatencyGuard:
             raise
         session.records.append(record_of(found, **names))
         self.verdicts.append(found[0])
-        try:
-            require_pass(found[0])
-        except CheckFailed as error:
-            raise AssertionError(f"{candidate} against {than}: {error}") from None
         return found[0]
 
 
@@ -201,14 +225,15 @@ def pytest_testnodedown(node: Any, error: object) -> None:
     sent = getattr(node, "workeroutput", {}).get(SENT)
     if not sent:
         return
-    from serve.guard.calibration import Calibration
-    from serve.guard.reports import CheckRecord
-
     own = node.config.stash[SESSION]
-    own.records += [CheckRecord.model_validate_json(text) for text in sent["records"]]
     own.skipped += sent["skipped"]
-    if sent["calibration"]:
-        own.calibration = Calibration.model_validate_json(sent["calibration"])
+    with own_stage("serve"):
+        from serve.guard.calibration import Calibration
+        from serve.guard.reports import CheckRecord
+
+        own.records += [CheckRecord.model_validate_json(text) for text in sent["records"]]
+        if sent["calibration"]:
+            own.calibration = Calibration.model_validate_json(sent["calibration"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -217,6 +242,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     path = config.getoption("--latency-report")
     if not own.records and own.calibration is None and not path:
         return
+    with own_stage("serve"):
+        lines = _summary(own, None if path is None else Path(path))
+    terminalreporter.section("latency")
+    for line in lines:
+        terminalreporter.write_line(line)
+
+
+def _summary(own: LatencySession, path: Path | None) -> list[str]:
+    """What the session found; writes its page."""
     from serve.guard.reports import outcome_counts, write_report
 
     lines = []
@@ -229,11 +263,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for record in own.records:
             lines += [f"{record.name}: {change}" for change in (record.verdict.changes if record.verdict else ())]
     if path:
-        write_report(Path(path), own.records, notes=lines[:1] if own.calibration else [])
+        write_report(path, own.records, notes=lines[:1] if own.calibration else [])
         lines.append(f"report: {path}")
-    terminalreporter.section("latency")
-    for line in lines:
-        terminalreporter.write_line(line)
+    return lines
 
 
 @pytest.fixture(scope="session")
@@ -261,10 +293,11 @@ def _marked(session: LatencySession) -> dict[str, Any]:
 
 
 def _calibrate(session: LatencySession) -> Calibration:
-    from serve.guard.calibration import calibrate
-    from serve.guard.machine_lock import measuring_alone
-
     if session.calibration is None:
-        with measuring_alone():
-            session.calibration = calibrate()
+        with own_stage("serve"):
+            from serve.guard.calibration import calibrate
+            from serve.guard.machine_lock import measuring_alone
+
+            with measuring_alone():
+                session.calibration = calibrate()
     return session.calibration

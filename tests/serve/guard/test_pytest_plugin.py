@@ -9,8 +9,13 @@ import html
 import itertools
 import json
 import re
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+
+from tests.support.documents import ROOT
 
 STAND_IN = """
 import json, os, time
@@ -219,3 +224,81 @@ def test_loading_the_plugin_loads_nothing_else(pytester: pytest.Pytester) -> Non
     pytester.runpytest_subprocess("-p", "serve.guard.pytest_plugin", "-p", "no:hypothesispytest").assert_outcomes(
         passed=1
     )
+
+
+NAMESAKE = """
+import pytest
+import serve
+from serve import api
+
+{marks}
+def test_ours_and_theirs(latency_guard):
+    verdict = latency_guard.assert_not_slower({candidate!r}, than={reference!r}, max_ratio=50, {more})
+    assert verdict.outcome == "pass"
+    assert (serve.NAME, api.NAME) == ("theirs", "of theirs")
+    import sys
+    assert sys.modules["serve"] is serve
+    assert [name for name in sys.modules if name.startswith("serve.")] == ["serve.api"]
+    from serve import later
+    assert later.NAME == "later"
+"""
+
+
+@pytest.fixture
+def namesake(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project with a package `serve` of its own, and pytest with the plugin as it is installed."""
+    pytester.mkpydir("serve").joinpath("__init__.py").write_text("NAME = 'theirs'\n")
+    for name, told in (("api", "of theirs"), ("later", "later")):
+        (pytester.path / "serve" / f"{name}.py").write_text(f"NAME = {told!r}\n")
+    monkeypatch.setenv("CHECKS", str(pytester.path / "checks.jsonl"))
+    monkeypatch.setenv("SHEARLING_LATENCY_LOCK", str(pytester.path / "lock"))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    return pytester
+
+
+def entry_point() -> str:
+    (entry,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"].values()
+    return str(entry)
+
+
+def run_installed(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    command = (sys.executable, "-m", "pytest", "-p", entry_point(), "-p", "xdist", "-p", "no:cacheprovider")
+    return project.run(*command, *arguments)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_project_with_a_package_serve_keeps_it(namesake: pytest.Pytester, workers: int) -> None:
+    stand_in = "from shearling.own_stage import own_stage\nwith own_stage('serve'):\n    " + STAND_IN.replace(
+        "\n", "\n    "
+    )
+    namesake.makeconftest(stand_in)
+    namesake.makepyfile(NAMESAKE.format(candidate="1.01", reference="1", more="", marks="@pytest.mark.latency_quiet\n"))
+    found = run_installed(namesake, "--latency-report=page.html", *(["-n", "1"] if workers else []))
+    found.assert_outcomes(passed=1)
+    found.stdout.fnmatch_lines(["calibration: *", "checks: 1 pass", "report: page.html"])
+    assert "test_ours_and_theirs" in (namesake.path / "page.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_project_with_a_package_serve_measures(namesake: pytest.Pytester, export: Path) -> None:
+    side = f"{export}@format=onnx"
+    more = "options={'huge_pages': False}, workload={'prompt_tokens': 8, 'new_tokens': 4}"
+    namesake.makepyfile(NAMESAKE.format(candidate=side, reference=side, more=more, marks=""))
+    run_installed(namesake).assert_outcomes(passed=1)
+
+
+def test_loaded_before_the_project_is_on_the_path_it_takes_no_name_from_it(namesake: pytest.Pytester) -> None:
+    """As by `pytest` alone, which puts the directory of a test there when it imports it."""
+    namesake.makepyfile("def test():\n    import serve\n    assert serve.NAME == 'theirs'")
+    start = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    project_first = ("-c", "pytest.ini", "-o", "pythonpath=.")
+    (namesake.path / "pytest.ini").write_text("[pytest]\n")
+    found = namesake.run(sys.executable, "-c", start, "-p", entry_point(), *project_first)
+    found.assert_outcomes(passed=1)
+
+
+def test_named_as_well_as_installed_it_is_there_once(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    project.makepyfile("def test(latency_guard): latency_guard.assert_not_slower('1.0', than='1')")
+    run_installed(project, "-p", "serve.guard.pytest_plugin").assert_outcomes(passed=1)
+    run_installed(project).assert_outcomes(passed=1)
