@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from shearling.strict_json import read_json, write_json
 KEPT = "settings.json"
 
 
-def keep_settings(directory: Path, settings: Mapping[str, object]) -> None:
+def keep_settings(directory: Path, settings: Mapping[str, object], *, decisive: Collection[str] = ()) -> None:
     """Make a directory for what is made with these settings, or hold them against those that it is kept for.
 
     Settings that it does not know yet are added to the known ones.
@@ -24,15 +24,20 @@ def keep_settings(directory: Path, settings: Mapping[str, object]) -> None:
     Args:
         directory: of the files.
         settings: name -> what can be JSON.
+        decisive: those of them without which what is there cannot be gone on with.
 
     Raises:
-        UsageError: it holds what was made with another value of one of them, or files and no settings.
+        UsageError: it holds what was made with another value of one of them, or files and no settings, or none that is
+            decisive.
     """
     given = json.loads(json.dumps(settings))
     path = directory / KEPT
     known = read_json(path) if path.exists() else {}
     if not known and directory.is_dir() and any(directory.iterdir()):
         raise UsageError("nothing says what these files were made with", where=directory, remedy=_REMEDY)
+    for name in decisive:
+        if known and name not in known:
+            raise UsageError(f"nothing says with what {name} this was made", where=directory, remedy=_REMEDY)
     for name, value in given.items():
         if known.get(name, value) != value:
             raise UsageError(
@@ -63,6 +68,13 @@ def digest_of_model(directory: Path) -> str:
     if not directory.is_dir() or not list_files(directory):
         raise ArtefactMissing("no model here", where=directory, remedy="Give the directory of one")
     lines = (f"{name} {sha256_file(directory / name)}\n" for name in list_files(directory))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest_of_sources(directories: Iterable[Path]) -> str:
+    """Hex digest over the names and the contents of all Python files in these directories, and below them."""
+    files = ((directory, file) for directory in directories for file in sorted(directory.rglob("*.py")))
+    lines = (f"{file.relative_to(directory.parent)} {sha256_file(file)}\n" for directory, file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

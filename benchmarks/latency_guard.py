@@ -9,7 +9,7 @@ Two IRs of one model are made: as it is, and with a tenth more layers (copies of
 weights). An export that exists is checked against itself alone.
 Then so many checks of the model against itself, and as many of the longer model against it, taken in turns, while
 rivals compute and rest on the same CPUs. Each check is the command itself, judged by its exit code. A run that was
-interrupted goes on where it stopped.
+interrupted goes on where it stopped, unless another state of the guard made what is there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from benchmarks.command import command
-from benchmarks.kept_files import digest_of_model, keep_settings, whole_directory
+from benchmarks.kept_files import digest_of_model, digest_of_sources, keep_settings, whole_directory
 from serve.bench.environment import describe_environment
 from serve.bench.time_budget import CHECK_S
 from shearling.console import progress
@@ -46,6 +46,12 @@ SHARP, MIN_CAUGHT_SHARP = 1.03, 0.9
 OVERHEAD_S = 10.0
 """Of a check, beside its budget."""
 LONGER = 0.1
+
+SERVE = Path(__file__).resolve().parent.parent / "serve"
+DECIDING = ("guard", "bench", "runtimes", "visitor")
+"""Rooms of `serve` that decide a check: what measures, in whose process, and what judges. A journal is of one state of
+them.
+"""
 
 Weights = Literal["fp32", "int8", "int8-packed"]
 """Number format of the IRs, and whether the operators of this project run them, which leave zeros out."""
@@ -234,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--work",
         type=Path,
-        help="the two IRs and checks.jsonl, of one model, machine and set of options; delete it to begin anew "
+        help="the two IRs and checks.jsonl, of one model, machine, guard and set of options; delete it to begin anew "
         "(default: one in runs/bench-guard for each kind)",
     )
     parser.add_argument("--checks", type=int, default=100, help="of each kind")
@@ -255,9 +261,10 @@ def main(argv: list[str] | None = None) -> int:
         "budget_s": options.budget,
         "machine": environment.machine_id,
         "versions": environment.versions,
+        "guard": digest_of_sources(SERVE / room for room in DECIDING),
     }
     try:
-        keep_settings(work, conditions)
+        keep_settings(work, conditions, decisive=("guard",))
     except UsageError as error:
         parser.error(str(error))
     extra = 0

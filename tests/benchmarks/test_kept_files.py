@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kept_files import digest_of_model, keep_settings, whole_directory
+from benchmarks.kept_files import digest_of_model, digest_of_sources, keep_settings, whole_directory
 from shearling.errors import UsageError
 
 
@@ -26,6 +26,25 @@ def test_settings_that_were_not_known_are_added(tmp_path: Path) -> None:
     keep_settings(tmp_path / "place", {"layers": 2})
     with pytest.raises(UsageError, match="group_size = 32, not 64"):
         keep_settings(tmp_path / "place", {"layers": 2, "group_size": 64})
+
+
+def test_what_a_decisive_setting_is_unknown_of_is_refused(tmp_path: Path) -> None:
+    keep_settings(tmp_path / "place", {"layers": 2})
+    with pytest.raises(UsageError, match="nothing says with what guard this was made"):
+        keep_settings(tmp_path / "place", {"layers": 2, "guard": "a"}, decisive=("guard",))
+    keep_settings(tmp_path / "new", {"guard": "a"}, decisive=("guard",))
+    keep_settings(tmp_path / "new", {"guard": "a", "layers": 2}, decisive=("guard",))
+
+
+def test_a_digest_of_sources_knows_their_names_and_contents(tmp_path: Path) -> None:
+    digests = set()
+    for name, content in (("a", "1"), ("b", "1"), ("b", "2"), ("deep/c", "2")):
+        room = tmp_path / f"{len(digests)}" / "room"
+        (room / name).parent.mkdir(parents=True)
+        (room / f"{name}.py").write_text(content)
+        (room / "left.out").write_text(str(len(digests)))
+        digests.add(digest_of_sources([room]))
+    assert len(digests) == 4
 
 
 def test_files_without_settings_are_refused_and_stay(tmp_path: Path) -> None:
