@@ -6,10 +6,13 @@ SOURCE = """
 import ctypes, os, signal, time
 
 STEP_S, DIES_UNLESS_THREADS, SIGNAL, STRIDE = {step_s}, {threads}, "{signal}", {stride}
+LOAD_S, HOARD_BYTES = {load_s}, {hoard_bytes}
 
 class Llama:
     def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, flash_attn, use_mmap, verbose):
         self.n_threads, self.ctx = n_threads, self
+        time.sleep(LOAD_S)
+        self.hoard = b"x" * HOARD_BYTES
 
     def n_vocab(self):
         return 400
@@ -31,7 +34,13 @@ def llama_get_logits_ith(ctx, index):
 
 
 def stand_in(
-    *, step_s: float = 0.003, dies_unless_threads: int | None = None, signal: str = "SIGFPE", stride: int = 1
+    *,
+    step_s: float = 0.003,
+    dies_unless_threads: int | None = None,
+    signal: str = "SIGFPE",
+    stride: int = 1,
+    load_s: float = 0.0,
+    hoard_bytes: int = 0,
 ) -> str:
     """Its source.
 
@@ -40,5 +49,14 @@ def stand_in(
         dies_unless_threads: the only number of threads at which it lives.
         signal: that it dies of.
         stride: from a token to the next one.
+        load_s: that loading takes.
+        hoard_bytes: that it keeps of memory.
     """
-    return SOURCE.format(step_s=step_s, threads=dies_unless_threads, signal=signal, stride=stride)
+    return SOURCE.format(
+        step_s=step_s,
+        threads=dies_unless_threads,
+        signal=signal,
+        stride=stride,
+        load_s=load_s,
+        hoard_bytes=hoard_bytes,
+    )

@@ -1,7 +1,7 @@
 """No default dies: the commands `check`, `bench` and `generate` over number formats, precisions, threads and kernels.
 
-All pairs of what may meet are there, which takes about a minute of processor time. The model is as wide as what OpenVINO
-fuses into one node, see docs/latency.md: narrower ones never met what died.
+All pairs of what may meet are there, which takes about a minute of processor time. The model is as wide as what
+OpenVINO fuses into one node, see docs/latency.md: narrower ones never met what died.
 """
 
 from __future__ import annotations
