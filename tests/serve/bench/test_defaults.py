@@ -25,8 +25,8 @@ from shearling.target import parse_target
 from tests.support.deployments import write_onnx
 from tests.support.environments import environment_seeing_ours
 from tests.support.exported_files import stored_as
-from tests.support.onnxruntime_headers import needs_headers
 from tests.support.instruction_sets import KERNELS
+from tests.support.onnxruntime_headers import needs_headers
 from tests.support.serve_command import serve
 from tests.support.tiny_models import tiny_tokenizer, wide_model
 
