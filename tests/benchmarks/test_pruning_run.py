@@ -16,15 +16,14 @@ from benchmarks.pruning.report import REPORT_FILE, write_report
 from benchmarks.quality.arms import parse_ratio
 from benchmarks.quality.general_text import GeneralText, bits_per_byte
 from benchmarks.quality.models import BenchmarkModel
-from benchmarks.quality.tasks import BenchmarkTask
 from shearling.errors import ShearlingError
 from shearling.evaluation.evaluator import torch_scorer
 from shearling.evaluation.task import read_rows
 from shearling.model.checkpoint import load_model, load_tokenizer
 from shearling.recipe.recipe import Recipe
 from shearling.run import Run
+from tests.support.quality_cells import CHOICES, headlines_task
 from tests.support.tiny_models import CORPUS, save_tiny
-from tests.support.tiny_runs import write_headlines
 from train.stage import run_recipe
 
 pytestmark = pytest.mark.slow
@@ -46,17 +45,7 @@ def tiny_cells(directory: Path) -> dict[str, PruningCell]:
         train={},
         search={},
     )
-    task = BenchmarkTask(
-        name="headlines",
-        title="headlines",
-        source={"path": str(write_headlines(directory / "headlines.jsonl", 80))},
-        text="{{ headline }}",
-        prompt="{{ text }}\nSarcastic:",
-        answers={"choices": [" no", " yes"], "gold": "{{ label }}"},
-        max_length=32,
-        rows={"train": 40, "validation": 12, "test": 14},
-        split={"train": 0.5, "validation": 0.25, "test": 0.25},
-    )
+    task = headlines_task(directory, CHOICES)
     healed = PRUNERS["healed"]
     short = replace(healed, sparsity={**healed.sparsity, "healing": SHORT})
     pruners = [PRUNERS["dense"], PRUNERS["magnitude"], PRUNERS["wanda"], short]

@@ -14,12 +14,11 @@ from benchmarks.quality.cell import Cell, CellDocument, cross, read_cells, unfin
 from benchmarks.quality.general_text import GeneralText
 from benchmarks.quality.models import BenchmarkModel
 from benchmarks.quality.report import REPORT_FILE, write_report
-from benchmarks.quality.tasks import BenchmarkTask
 from shearling.model.checkpoint import save_model
 from shearling.run import Run
 from shearling.strict_json import read_json
+from tests.support.quality_cells import CHOICES, headlines_task
 from tests.support.tiny_models import CORPUS, save_tiny, save_tiny_encoder, tiny_tokenizer, wide_model
-from tests.support.tiny_runs import write_headlines
 from train import stage
 
 pytestmark = pytest.mark.slow
@@ -52,17 +51,7 @@ def tiny_cells(directory: Path) -> dict[str, Cell]:
         train={"steps": 4, "batch_size": 4, "learning_rate": 0.01, "precision": "fp32"},
         search={"algorithm": "nsga2", "evaluations": 3, "population": 2, "precision": "fp32"},
     )
-    task = BenchmarkTask(
-        name="headlines",
-        title="headlines",
-        source={"path": str(write_headlines(directory / "headlines.jsonl", 80))},
-        text="{{ headline }}",
-        prompt="{{ text }}\nSarcastic:",
-        answers={"completion": " {{ 'yes' if label else 'no' }}"},
-        max_length=32,
-        rows={"train": 40, "validation": 12, "test": 14},
-        split={"train": 0.5, "validation": 0.25, "test": 0.25},
-    )
+    task = headlines_task(directory, {"completion": " {{ 'yes' if label else 'no' }}"})
     return cross([model], [task], [0], [parse_ratio("0.5")], ARMS)
 
 
@@ -191,17 +180,7 @@ def tiny_encoder_cells(directory: Path) -> dict[str, Cell]:
         train={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "precision": "fp32"},
         search={"algorithm": "nsga2", "evaluations": 3, "population": 2, "precision": "fp32"},
     )
-    task = BenchmarkTask(
-        name="headlines",
-        title="headlines",
-        source={"path": str(write_headlines(directory / "headlines.jsonl", 80))},
-        text="{{ headline }}",
-        prompt="{{ text }}\nSarcastic:",
-        answers={"choices": [" no", " yes"], "gold": "{{ label }}"},
-        max_length=32,
-        rows={"train": 40, "validation": 12, "test": 14},
-        split={"train": 0.5, "validation": 0.25, "test": 0.25},
-    )
+    task = headlines_task(directory, CHOICES)
     arms = [ARMS_OF_THE_BENCHMARK[name] for name in ("dense", "refit", "wanda-elastic", "searched", "adapted")]
     return cross([model], [task], [0], [parse_ratio("0.5")], arms)
 

@@ -1,11 +1,31 @@
-"""Finished cells of the benchmark of quality, made by hand."""
+"""Cells of the benchmark of quality: a task that tiny models learn, and finished cells made by hand."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.cell import CellDocument, SubnetFigures
+from benchmarks.quality.tasks import BenchmarkTask
 from shearling.evaluation.confidence import wilson_interval
+from tests.support.tiny_runs import write_headlines
+
+CHOICES = {"choices": [" no", " yes"], "gold": "{{ label }}"}
+
+
+def headlines_task(directory: Path, answers: dict[str, Any]) -> BenchmarkTask:
+    """Eighty headlines in a file of the directory; `answers` as in a recipe's `[task]`."""
+    return BenchmarkTask(
+        name="headlines",
+        title="headlines",
+        source={"path": str(write_headlines(directory / "headlines.jsonl", 80))},
+        text="{{ headline }}",
+        prompt="{{ text }}\nSarcastic:",
+        answers=answers,
+        max_length=32,
+        rows={"train": 40, "validation": 12, "test": 14},
+        split={"train": 0.5, "validation": 0.25, "test": 0.25},
+    )
 
 
 def subnet_figures(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tests.support.environments import environment_with
+
 SOURCE = """
 import ctypes, os, signal, time
 
@@ -60,3 +64,13 @@ def stand_in(
         load_s=load_s,
         hoard_bytes=hoard_bytes,
     )
+
+
+def stand_in_environments(root: Path, sources: dict[str, str]) -> dict[str, Path]:
+    """An environment with each source as its llama.cpp, in directories of their names."""
+    return {
+        name: environment_with(
+            root / name, module="llama_cpp", source=source, distribution="llama-cpp-python", sees_ours=True
+        )
+        for name, source in sources.items()
+    }

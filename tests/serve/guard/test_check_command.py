@@ -16,9 +16,8 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.gguf_writer import write_gguf
-from tests.support.environments import environment_with
 from tests.support.serve_command import serve
-from tests.support.stand_in_llama import stand_in
+from tests.support.stand_in_llama import stand_in, stand_in_environments
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -40,12 +39,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "heavy": stand_in(load_s=0.5, hoard_bytes=300_000_000),
         "talkative": stand_in(stride=2),
     }
-    return {
-        name: environment_with(
-            root / name, module="llama_cpp", source=source, distribution="llama-cpp-python", sees_ours=True
-        )
-        for name, source in sources.items()
-    }
+    return stand_in_environments(root, sources)
 
 
 @pytest.fixture

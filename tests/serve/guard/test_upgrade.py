@@ -18,7 +18,7 @@ from shearling.errors import CheckFailed, PackageMissing, RuntimeCrashed, UsageE
 from shearling.target import parse_target
 from tests.support.environments import environment_with
 from tests.support.serve_command import serve
-from tests.support.stand_in_llama import stand_in
+from tests.support.stand_in_llama import stand_in, stand_in_environments
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
 
 pytestmark = pytest.mark.alone
@@ -43,12 +43,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "dying": stand_in(dies_unless_threads=2),
         "dead": stand_in(dies_unless_threads=64, signal="SIGSEGV"),
     }
-    return {
-        name: environment_with(
-            root / name, module="llama_cpp", source=source, distribution="llama-cpp-python", sees_ours=True
-        )
-        for name, source in sources.items()
-    }
+    return stand_in_environments(root, sources)
 
 
 def check(model: Path, candidate: Path, reference: Path, *, demands: Demands = WIDE) -> Verdict:

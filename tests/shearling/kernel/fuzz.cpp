@@ -144,22 +144,35 @@ void matrix_case(Random& random, size_t number, Counts& counts) {
     }
 }
 
-void operator_case(Random& random, size_t number, Counts& counts) {
-    Node node = sound_node(random);
-    const size_t damages = random.below(4);
-    for (size_t index = 0; index < damages; ++index) {
-        damage(random, node);
-    }
+// A case that throws is refused: what is damaged may be, what is sound may not.
+template <typename Work>
+void try_case(size_t number, const char* what, bool damaged, Counts& counts, const Work& work) {
     ++counts.cases;
-    counts.damaged += damages > 0 ? 1 : 0;
+    counts.damaged += damaged ? 1 : 0;
     try {
-        evaluate(random, node);
+        work();
         ++counts.computed;
     } catch (const std::exception& error) {
-        if (damages == 0) {
-            fail(number, (std::string("a sound node is refused: ") + error.what()).c_str());
+        if (!damaged) {
+            fail(number, (std::string("a sound ") + what + " is refused: " + error.what()).c_str());
         }
     }
+}
+
+// Damages it as often as drawn, below `most`; whether it was damaged at all.
+template <typename Sound>
+bool damage_below(Random& random, Sound& sound, size_t most) {
+    const size_t damages = random.below(most);
+    for (size_t index = 0; index < damages; ++index) {
+        damage(random, sound);
+    }
+    return damages > 0;
+}
+
+void operator_case(Random& random, size_t number, Counts& counts) {
+    Node node = sound_node(random);
+    const bool damaged = damage_below(random, node, 4);
+    try_case(number, "node", damaged, counts, [&] { evaluate(random, node); });
 }
 
 void decoder_case(Random& random, size_t number, Counts& counts) {
@@ -168,52 +181,19 @@ void decoder_case(Random& random, size_t number, Counts& counts) {
     if (damaged && random.once_in(4)) {
         damage(random, decoder);
     }
-    ++counts.cases;
-    counts.damaged += damaged ? 1 : 0;
-    try {
-        DecoderRun(random, decoder).run(damaged);
-        ++counts.computed;
-    } catch (const std::exception& error) {
-        if (!damaged) {
-            fail(number, (std::string("a sound decoder is refused: ") + error.what()).c_str());
-        }
-    }
+    try_case(number, "decoder", damaged, counts, [&] { DecoderRun(random, decoder).run(damaged); });
 }
 
 void step_case(Random& random, size_t number, Counts& counts) {
     StepNode node = sound_step(random);
-    const size_t damages = random.below(3);
-    for (size_t index = 0; index < damages; ++index) {
-        damage(random, node);
-    }
-    ++counts.cases;
-    counts.damaged += damages > 0 ? 1 : 0;
-    try {
-        evaluate(random, node);
-        ++counts.computed;
-    } catch (const std::exception& error) {
-        if (damages == 0) {
-            fail(number, (std::string("a sound step is refused: ") + error.what()).c_str());
-        }
-    }
+    const bool damaged = damage_below(random, node, 3);
+    try_case(number, "step", damaged, counts, [&] { evaluate(random, node); });
 }
 
 void constant_case(Random& random, size_t number, Counts& counts) {
     ConstantText text = sound_text(random);
-    const bool damaged = random.once_in(2);
-    if (damaged) {
-        damage(random, text);
-    }
-    ++counts.cases;
-    counts.damaged += damaged ? 1 : 0;
-    try {
-        read(text, !damaged);
-        ++counts.computed;
-    } catch (const std::exception& error) {
-        if (!damaged) {
-            fail(number, (std::string("a sound text is refused: ") + error.what()).c_str());
-        }
-    }
+    const bool damaged = damage_below(random, text, 2);
+    try_case(number, "text", damaged, counts, [&] { read(text, !damaged); });
 }
 
 }  // namespace
