@@ -30,6 +30,14 @@ def demo(
     scale: Annotated[
         Literal["full", "smoke"], typer.Option(help="smoke: the same road with few rows and steps.")
     ] = "full",
+    peer: Annotated[
+        list[Target] | None,
+        typer.Option(
+            parser=parse_target,
+            metavar="DIR|FILE.gguf",
+            help="Evaluate and time this model as well, such as FILE.gguf@environment=DIR; may be given again.",
+        ),
+    ] = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
     debug: DebugFlag = False,
@@ -37,7 +45,7 @@ def demo(
     """A real model from pretrained to deployed, beside its baselines."""
     from shearling.demo.shears.stage import run_demo
 
-    return run_demo(output, scale=scale, force=force)
+    return run_demo(output, scale=scale, force=force, peers=peer or ())
 
 
 @app.command()

@@ -60,10 +60,17 @@ class DeploymentView(View):
     weights_bytes: int
 
 
+class FactsView(View):
+    """What ran a model of a benchmark, with its version."""
+
+    runtime: str
+
+
 class SubjectView(View):
     """What a benchmark found out about a model; `ratios` are to the first one, which has none."""
 
     deployment: DeploymentView
+    facts: FactsView
     metrics: dict[str, Spread]
     ratios: dict[str, Spread]
 

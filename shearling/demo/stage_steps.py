@@ -14,6 +14,7 @@ from shearling.console import log
 from shearling.demo.step import Step
 from shearling.hard_link import link_or_copy
 from shearling.run import Run
+from shearling.target import Target
 
 Scale = Literal["full", "smoke"]
 
@@ -70,16 +71,30 @@ def export_frozen(title: str, model: Path, *options: str, output: Path, expected
     return Step(title, command, output, (model,), expected_s)
 
 
-def evaluate(title: str, models: Sequence[Path], task: Path, output: Path, *, expected_s: float) -> Step:
-    """`shearling evaluate` on unseen rows."""
-    command = ("-m", "shearling", "evaluate", *map(str, models), "--tasks", str(task), "--split", "test")
-    return Step(title, command, output, (*models, task), expected_s, keep_json=True)
+def evaluate(
+    title: str, models: Sequence[Path], task: Path, output: Path, *, expected_s: float, peers: Sequence[Target] = ()
+) -> Step:
+    """`shearling evaluate` on unseen rows, of our own models and of others beside them."""
+    named = (*map(str, models), *(peer.label for peer in peers))
+    command = ("-m", "shearling", "evaluate", *named, "--tasks", str(task), "--split", "test")
+    inputs = (*models, task, *(peer.path for peer in peers))
+    return Step(title, command, output, inputs, expected_s, keep_json=True)
 
 
-def bench(title: str, exports: Sequence[Path], *options: str, output: Path, expected_s: float) -> Step:
-    """`python -m serve bench`, on OpenVINO."""
-    command = ("-m", "serve", "bench", *map(str, exports), "--format", "openvino", *options, "--output", str(output))
-    return Step(title, command, output, tuple(exports), expected_s)
+def bench(
+    title: str,
+    exports: Sequence[Path],
+    *options: str,
+    output: Path,
+    expected_s: float,
+    peers: Sequence[Target] = (),
+) -> Step:
+    """`python -m serve bench`: our exports on OpenVINO, and each peer in what runs it."""
+    named = (*map(str, exports), *(peer.label for peer in peers))
+    # A format that is asked for holds for all of them; without it a directory with several runs on OpenVINO.
+    asked = () if peers else ("--format", "openvino")
+    command = ("-m", "serve", "bench", *named, *asked, *options, "--output", str(output))
+    return Step(title, command, output, (*exports, *(peer.path for peer in peers)), expected_s)
 
 
 def time_forward(title: str, exports: Sequence[Path], *options: str, output: Path) -> Step:

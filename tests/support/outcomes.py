@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from shearling.demo.documents import Spread
@@ -16,32 +17,32 @@ def spread(value: float) -> Spread:
     return Spread(median=value, low=value * 0.9, high=value * 1.1)
 
 
-def make_speed(decode_ratio: Spread | None) -> Speed:
+def make_speed(decode_ratio: Spread | None, *, tokens_per_s: float = 50.0) -> Speed:
     return Speed(
         weight_bytes=538_090_408,
         ttft_s=spread(0.2),
         tpot_s=spread(0.02),
-        tokens_per_s=spread(50.0),
+        tokens_per_s=spread(tokens_per_s),
         decode_ratio=decode_ratio,
     )
 
 
 def make_row(role: str, **changes: Any) -> ShearsRow:
-    accuracy = ACCURACY[role]
+    accuracy = ACCURACY.get(role, 0.8)
     facts = {
         "role": role,
-        "label": LABELS[role],
+        "label": LABELS.get(role, "a peer"),
         "accuracy": accuracy,
         "interval": (accuracy - 0.03, accuracy + 0.03),
         "bits_per_byte": 1.6 if role == "sparse" else 1.2,
         "sparsity": {"dense": 0.0, "lora": None}.get(role, 0.5),
-        "speed": None if role not in ("lora", "packed") else make_speed(None if role == "lora" else spread(1.0)),
+        "speed": make_speed(None if role == "lora" else spread(1.0)) if role in ("lora", "packed", "peer") else None,
     }
     return ShearsRow(**(facts | changes))
 
 
-def make_outcome(scale: str = "full") -> ShearsOutcome:
-    rows = tuple(make_row(role) for role in LABELS)
+def make_outcome(scale: str = "full", *, peers: Sequence[ShearsRow] = ()) -> ShearsOutcome:
+    rows = (*(make_row(role) for role in LABELS), *peers)
     return ShearsOutcome(
         scale=scale,
         model_id="someone/<model> & more",

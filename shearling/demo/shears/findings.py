@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from shearling.demo.shears.rows import PEER
 from shearling.evaluation.confidence import accuracies_differ
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
     """What the numbers allow to be said."""
+    rows = list(rows)
     row = {item.role: item for item in rows}
     ours, lora, sparse, packed = row["ours"], row["lora"], row["sparse"], row["packed"]
     said = []
@@ -29,6 +31,7 @@ def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
             f"task's text."
         )
     said += _served(packed, lora, n)
+    said += _passed(packed, [item for item in rows if item.role == PEER])
     return said
 
 
@@ -48,6 +51,17 @@ def _served(packed: ShearsRow, lora: ShearsRow, n: int) -> Iterable[str]:
     yield (
         f"Served in int8, zeros packed away: {packed.accuracy:.1%}, {_against(packed, lora, n)} dense + LoRA in int8; "
         f"against that {change} ({ratio.low:.2f} to {ratio.high:.2f}), at {size:.2f} times its size."
+    )
+
+
+def _passed(packed: ShearsRow, peers: Sequence[ShearsRow]) -> Iterable[str]:
+    if not peers or packed.speed is None:
+        return
+    passing = [peer.label for peer in peers if packed.is_passed_by(peer)]
+    yield (
+        "Of its peers none is both as accurate and as fast, by what was measured."
+        if not passing
+        else f"At least as accurate and as fast, by what was measured: {'; '.join(passing)}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +20,13 @@ from shearling.demo.documents import (
 )
 from shearling.demo.shears.findings import describe
 from shearling.demo.shears.layout import ShearsLayout
+from shearling.demo.shears.peers import peer_names
 from shearling.demo.shears.plan import compared_exports, compared_models
-from shearling.demo.shears.rows import ShearsRow, Speed
+from shearling.demo.shears.rows import PEER, ShearsRow, Speed
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.scoreboard import Scoreboard, read_scoreboard
 from shearling.strict_json import Document
+from shearling.target import Target
 
 LABELS = {
     "dense": "dense, as it came",
@@ -49,7 +52,7 @@ class ShearsOutcome(Document):
     """Everything that the screen and the page show.
 
     Attributes:
-        rows: in the order of `LABELS`.
+        rows: in the order of `LABELS`, and behind them the peers.
         n: test rows, the same for all.
         losses: name -> [(step, loss)] of each training.
         seconds: step -> what it took; all sittings together.
@@ -75,15 +78,18 @@ class ShearsOutcome(Document):
         return next(row for row in self.rows if row.role == role)
 
 
-def read_outcome(layout: ShearsLayout, *, scale: str, seconds: dict[str, float]) -> ShearsOutcome:
+def read_outcome(
+    layout: ShearsLayout, *, scale: str, seconds: dict[str, float], peers: Sequence[Target] = ()
+) -> ShearsOutcome:
     """Gather the results of a finished demo.
 
     Raises:
         ArtefactError: something is missing, or was measured on other models.
     """
     board, benchmark = read_scoreboard(layout.evaluation), read_benchmark(layout.benchmark)
-    rows, n = _rows(layout, board, benchmark), board.scores[0].n
+    rows, n = _rows(layout, board, benchmark, peers), board.scores[0].n
     work, environment = benchmark.workload, benchmark.environment
+    runtimes = ", ".join(dict.fromkeys(subject.facts.runtime for subject in benchmark.subjects))
     return ShearsOutcome(
         scale=scale,
         model_id=str(open_artefact(layout.run.base, kind="base", only=()).manifest.details["model_id"]),
@@ -98,7 +104,7 @@ def read_outcome(layout: ShearsLayout, *, scale: str, seconds: dict[str, float])
         },
         seconds=seconds,
         machine=f"{environment.cpu}, {environment.usable_cpus} CPUs",
-        workload=f"{work.prompt_tokens} prompt and {work.new_tokens} new tokens, batch 1, OpenVINO GenAI on CPU",
+        workload=f"{work.prompt_tokens} prompt and {work.new_tokens} new tokens, batch 1, {runtimes} on CPU",
         findings=tuple(describe(rows, n)),
     )
 
@@ -119,20 +125,30 @@ def read_candidates(search: Path) -> tuple[Candidate, ...]:
     )
 
 
-def _rows(layout: ShearsLayout, board: Scoreboard, benchmark: BenchmarkView) -> tuple[ShearsRow, ...]:
-    scores, subjects = {score.directory: score for score in board.scores}, benchmark.by_label
+def _compared(layout: ShearsLayout, peers: Sequence[Target]) -> Iterator[tuple[str, str, str, bool]]:
+    """Role, name in tables, name in the results, and whether it is timed."""
     exports = compared_exports(layout)
-    rows = []
     for role, model in compared_models(layout).items():
-        score, subject = scores.get(str(model)), subjects.get(str(exports[role])) if role in exports else None
-        if score is None or (role in exports and subject is None):
+        yield role, LABELS[role], str(model), role in exports
+    for name, peer in zip(peer_names(peers), peers, strict=True):
+        yield PEER, name, peer.label, True
+
+
+def _rows(
+    layout: ShearsLayout, board: Scoreboard, benchmark: BenchmarkView, peers: Sequence[Target]
+) -> tuple[ShearsRow, ...]:
+    scores, subjects = {score.directory: score for score in board.scores}, benchmark.by_label
+    rows = []
+    for role, label, model, timed in _compared(layout, peers):
+        score, subject = scores.get(model), subjects.get(model) if timed else None
+        if score is None or (timed and subject is None):
             raise ArtefactMismatch(
-                f"the results do not cover '{role}'", where=layout.path, remedy="Run the demo again with --force"
+                f"the results do not cover '{label}'", where=layout.path, remedy="Run the demo again with --force"
             )
         rows.append(
             ShearsRow(
                 role=role,
-                label=LABELS[role],
+                label=label,
                 accuracy=score.accuracy,
                 interval=score.interval,
                 bits_per_byte=score.bits_per_byte,

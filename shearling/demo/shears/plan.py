@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shearling.demo import stage_steps
 from shearling.demo.derived_recipe import derive_recipe
 from shearling.demo.shears.layout import SHEARS_RECIPE, ShearsLayout
 from shearling.demo.stage_steps import Action, Scale
+from shearling.target import Target
 
 SERVED = ("--formats", "openvino", "--weight-format", "int8")
 """How the models that are timed are exported."""
 
 
-def plan_demo(layout: ShearsLayout, scale: Scale) -> list[Action]:
-    """All steps, for a directory in any state."""
+def plan_demo(layout: ShearsLayout, scale: Scale, peers: Sequence[Target] = ()) -> list[Action]:
+    """All steps, for a directory in any state; peers are evaluated and timed beside what the demo makes."""
     smoke = scale == "smoke"
     recipe = derive_recipe(SHEARS_RECIPE, layout.recipes / "shears-smoke.toml", smoke=smoke)
-    return [*_ours(layout, recipe), *_baselines(layout), *_comparison(layout, smoke=smoke)]
+    return [*_ours(layout, recipe), *_baselines(layout), *_comparison(layout, peers, smoke=smoke)]
 
 
 def compared_models(layout: ShearsLayout) -> dict[str, Path]:
@@ -61,11 +63,19 @@ def _baselines(layout: ShearsLayout) -> list[Action]:
     return [Action(stage_steps.export_frozen(title, lora, *SERVED, output=layout.lora_export, expected_s=60))]
 
 
-def _comparison(layout: ShearsLayout, *, smoke: bool) -> list[Action]:
+def _comparison(layout: ShearsLayout, peers: Sequence[Target], *, smoke: bool) -> list[Action]:
     models, exports = tuple(compared_models(layout).values()), tuple(compared_exports(layout).values())
     work = ("--prompt-tokens", "32", "--max-new-tokens", "16", "--repeats", "2") if smoke else ("--repeats", "6")
     accuracy, speed = "Accuracy and bits per byte on unseen headlines", "Speed, all models interleaved"
     return [
-        Action(stage_steps.evaluate(accuracy, models, layout.run.task, layout.evaluation, expected_s=80)),
-        Action(stage_steps.bench(speed, exports, *work, output=layout.benchmark, expected_s=10)),
+        Action(
+            stage_steps.evaluate(
+                accuracy, models, layout.run.task, layout.evaluation, expected_s=80 + 60 * len(peers), peers=peers
+            )
+        ),
+        Action(
+            stage_steps.bench(
+                speed, exports, *work, output=layout.benchmark, expected_s=10 + 10 * len(peers), peers=peers
+            )
+        ),
     ]

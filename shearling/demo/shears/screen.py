@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shearling.demo.shears.layout import ShearsLayout
-from shearling.demo.shears.outcome import ShearsOutcome
+from shearling.demo.shears.outcome import LABELS, ShearsOutcome
 from shearling.demo.shears.rows import Speed
 
 
@@ -32,7 +32,8 @@ def closing_screen(outcome: ShearsOutcome, layout: ShearsLayout) -> RenderableTy
         show_edge=False,
         padding=(0, 0, 0, 1),
     )
-    table.add_column("model", no_wrap=True)
+    # Names of peers may be long; what is ours is not.
+    table.add_column("model", overflow="fold", min_width=max(map(len, LABELS.values())))
     for heading in ("accuracy\n95 %", "bits per\nbyte", "zeros", "size\nMB", "first\nms", "each\nms", "tokens\n/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in outcome.rows:
@@ -52,7 +53,7 @@ def closing_screen(outcome: ShearsOutcome, layout: ShearsLayout) -> RenderableTy
         findings.add_row("-", "This was a smoke run: too few steps and rows for the numbers to mean anything.")
     minutes = sum(outcome.seconds.values()) / 60
     lines = (
-        "zeros: share in the linear layers. size: OpenVINO weights. first, each: time to a token.",
+        "zeros: share in the linear layers. size: of the weights. first, each: time to a token.",
         "sparse int8: zeros packed away. What has no time is float32, and was not timed.",
         f"{minutes:.1f} minutes on {outcome.machine}.",
         f"Try it:  python -m serve generate {layout.run.export} --no-chat --max-new-tokens 1 \\",

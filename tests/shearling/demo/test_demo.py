@@ -18,8 +18,8 @@ from shearling.strict_json import read_document
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def _demo(out):
-    command = [sys.executable, "-m", "shearling", "demo", "--scale", "smoke", "--output", str(out), "--json"]
+def _demo(out, *options):
+    command = [sys.executable, "-m", "shearling", "demo", "--scale", "smoke", "--output", str(out), "--json", *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
@@ -58,3 +58,12 @@ def test_demo_from_nothing_to_report(tmp_path):
     assert again.returncode == 0, again.stderr[-4000:]
     assert again.stderr.count("done already") == len(outcome.seconds)
     assert json.loads(again.stdout)["rows"] == answer["rows"]
+
+    stock = f"{layout.run.export}@format=openvino"
+    beside = _demo(layout.path, "--peer", stock)
+    assert beside.returncode == 0, beside.stderr[-4000:]
+    assert beside.stderr.count("done already") == len(outcome.seconds) - 2
+    peer = read_document(layout.summary, ShearsOutcome).rows[-1]
+    assert (peer.role, peer.label) == ("peer", "export")
+    assert peer.accuracy == pytest.approx(outcome.row("ours").accuracy, abs=0.1)
+    assert peer.speed.weight_bytes > 2 * outcome.row("packed").speed.weight_bytes

@@ -9,6 +9,7 @@ from shearling.demo.lonas.plan import plan_demo as plan_lonas
 from shearling.demo.shears.layout import ShearsLayout
 from shearling.demo.shears.plan import compared_exports, compared_models
 from shearling.demo.shears.plan import plan_demo as plan_shears
+from shearling.target import parse_target
 from tests.support.command_parsing import parse_command
 
 
@@ -37,6 +38,19 @@ def test_the_plan_names_each_output_once_and_makes_inputs_before_they_are_read(t
         made.add(step.output)
     assert set(compared_exports(layout).values()) <= made
     assert set(compared_models(layout).values()) <= made
+
+
+def test_peers_are_evaluated_and_timed_and_whatever_else_is_done_stays(tmp_path):
+    layout, peers = ShearsLayout(tmp_path), [parse_target(tmp_path / "a.gguf"), parse_target("b@format=onnx")]
+    before, after = plan_shears(layout, "full"), plan_shears(layout, "full", peers)
+    for old, new in zip(before, after, strict=True):
+        compares = new.step.output in (layout.evaluation, layout.benchmark)
+        assert (old.step == new.step) is not compares
+        if compares:
+            assert {peer.path for peer in peers} <= set(new.step.inputs)
+            assert {peer.label for peer in peers} <= set(new.step.arguments)
+            assert "--format" not in new.step.arguments, "a format that is asked for holds for peers, too"
+            parse_command(f"{new.step.arguments[1]}.__main__", new.step.arguments[1], new.step.arguments[2:])
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

@@ -19,6 +19,7 @@ from shearling.demo.shears.findings import describe
 from shearling.demo.shears.layout import ShearsLayout
 from shearling.demo.shears.outcome import LABELS, ShearsOutcome
 from shearling.demo.shears.report import render_accuracy_speed, render_report
+from shearling.demo.shears.rows import ShearsRow
 from shearling.demo.shears.screen import closing_screen
 from shearling.strict_json import read_document, write_document
 from tests.support.outcomes import make_outcome, make_row, make_speed
@@ -102,6 +103,51 @@ def test_speed_is_claimed_only_outside_the_interval():
     rows = [make_row(role, **({"speed": slower} if role == "packed" else {})) for role in LABELS]
     assert "a token takes 1.30 times as long" in " ".join(describe(rows, 1000))
     assert "no difference in speed" in _said()
+
+
+def _peer(name: str, accuracy: float, tokens_per_s: float) -> ShearsRow:
+    return make_row(
+        "peer",
+        label=name,
+        accuracy=accuracy,
+        speed=make_speed(Spread(median=1, low=1, high=1), tokens_per_s=tokens_per_s),
+    )
+
+
+def test_peers_stand_in_the_table_and_on_the_chart() -> None:
+    long = "a-file-with-a-name-that-no-table-has-room-for, FLASH_ATTENTION=NO"
+    outcome = make_outcome(peers=[_peer("Q4_0", 0.79, 80.0), _peer(long, 0.5, 10.0)])
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(closing_screen(outcome, ShearsLayout(Path("runs/demo"))))
+    shown = stream.getvalue().splitlines()
+    assert max(map(len, shown)) <= 80
+    assert "…" not in stream.getvalue()
+    lines = [line.split() for line in shown]
+    assert next(line for line in lines if line[:1] == ["Q4_0"])[1:3] == ["79.0", "(77-83)"]
+    page = render_report(outcome)
+    assert long in page
+    chart = ElementTree.fromstring(render_accuracy_speed(outcome))
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    assert len(chart.findall("svg:circle", names)) == 4
+    # From dense + LoRA, the most accurate, to the fastest; sparse int8 is as fast as the first and less accurate.
+    front = chart.find("svg:polyline", names)
+    assert front is not None
+    assert len(front.attrib["points"].split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "tokens_per_s", "passes"),
+    [(0.82, 50.0, True), (0.81, 51.0, True), (0.81, 50.0, False), (0.99, 49.0, False), (0.80, 99.0, False)],
+)
+def test_a_peer_that_passes_ours_is_named(accuracy: float, tokens_per_s: float, passes: bool) -> None:
+    rows = [*map(make_row, LABELS), _peer("Q4_0", accuracy, tokens_per_s), _peer("Q8_0", 0.1, 1.0)]
+    last = describe(rows, 1000)[-1]
+    assert last.endswith(": Q4_0." if passes else "by what was measured.")
+    assert ("none" in last) is not passes
+
+
+def test_nothing_is_said_of_peers_where_there_are_none() -> None:
+    assert "peers" not in _said()
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
