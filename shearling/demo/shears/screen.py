@@ -56,8 +56,8 @@ def closing_screen(outcome: ShearsOutcome, layout: ShearsLayout) -> RenderableTy
         "zeros: share in the linear layers. size: of the weights. first, each: time to a token.",
         "sparse int8: zeros packed away. What has no time is float32, and was not timed.",
         f"{minutes:.1f} minutes on {outcome.machine}.",
-        f"Try it:  python -m serve generate {layout.run.export} --no-chat --max-new-tokens 1 \\",
-        "             --prompt $'Headline: Area man wins award\\nSarcastic:'",
+        f"Try it:  python -m serve generate {layout.run.export} --no-chat \\",
+        "             --max-new-tokens 1 --prompt $'Headline: Area man wins award\\nSarcastic:'",
         f"Report:  {layout.report}",
     )
     return Group(table, findings, Text("\n" + "\n".join(lines)))

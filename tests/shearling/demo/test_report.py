@@ -71,6 +71,7 @@ def test_screen_fits_one_page(width):
     assert max(map(len, shown)) <= width
     assert "…" not in stream.getvalue()
     assert str(layout.report) in stream.getvalue()
+    assert not any(line.strip() == "\\" for line in shown), "a command is broken where it is typed on"
     for label in LABELS.values():
         assert label in stream.getvalue()
 
