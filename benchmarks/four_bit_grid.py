@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", type=Path, help="torch model directories")
     options = parser.parse_args(arguments)
     rows = [
-        [str(directory), name, f"{100 * error.rounded:.2f} %", f"{100 * error.free:.2f} %", f"{100 * error.share:.0f} %"]
+        [str(directory), name, f"{error.rounded:.2%}", f"{error.free:.2%}", f"{error.share:.0%}"]
         for directory in options.models
         for name, error in measure(directory).items()
     ]

@@ -71,5 +71,5 @@ def test_the_command_tells_a_line_of_every_model_and_grid(tmp_path: Path, capsys
     assert four_bit_grid.main([str(directory)]) == 0
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[1].strip() for row in rows] == [LEAST, SCALE]
-    assert rows[0][-1].strip() in ("0 %", "1 %")
+    assert rows[0][-1].strip() in ("0%", "1%")
     assert four_bit_grid.main([str(tmp_path / "none")]) == 3
