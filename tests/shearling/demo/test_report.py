@@ -71,7 +71,8 @@ def test_screen_fits_one_page(width):
     assert max(map(len, shown)) <= width
     assert "…" not in stream.getvalue()
     assert str(layout.report) in stream.getvalue()
-    assert not any(line.strip() == "\\" for line in shown), "a command is broken where it is typed on"
+    command = shown[next(index for index, line in enumerate(shown) if line.startswith("Try it:")) :][:3]
+    assert [line.rstrip()[-1] for line in command] == ["\\", "\\", "'"], "it is broken where it can be typed on"
     for label in LABELS.values():
         assert label in stream.getvalue()
 
