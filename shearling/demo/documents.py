@@ -61,9 +61,10 @@ class DeploymentView(View):
 
 
 class FactsView(View):
-    """What ran a model of a benchmark, with its version."""
+    """What ran a model of a benchmark, with its version, and what was set for it."""
 
     runtime: str
+    settings: dict[str, str]
 
 
 class SubjectView(View):

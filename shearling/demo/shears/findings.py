@@ -31,7 +31,7 @@ def describe(rows: Iterable[ShearsRow], n: int) -> list[str]:
             f"task's text."
         )
     said += _served(packed, lora, n)
-    said += _passed(packed, [item for item in rows if item.role == PEER])
+    said += _passed(packed, [item for item in rows if item.role == PEER and not item.is_ours])
     return said
 
 

@@ -25,9 +25,12 @@ from shearling.demo.shears.plan import compared_exports, compared_models
 from shearling.demo.shears.rows import PEER, ShearsRow, Speed
 from shearling.errors import ArtefactMismatch
 from shearling.evaluation.scoreboard import Scoreboard, read_scoreboard
+from shearling.kernel.compilation import OPENVINO_LIBRARY
 from shearling.strict_json import Document
 from shearling.target import Target
 
+EXTENSIONS = "extensions"
+"""What a benchmark calls the libraries of operators that a model was loaded with."""
 LABELS = {
     "dense": "dense, as it came",
     "lora": "dense + LoRA, int8",
@@ -166,4 +169,5 @@ def _speed(subject: SubjectView) -> Speed:
         tpot_s=subject.metrics["tpot_s"],
         tokens_per_s=subject.metrics["tokens_per_s"],
         decode_ratio=subject.ratios.get("tpot_s"),
+        own_operators=OPENVINO_LIBRARY in subject.facts.settings.get(EXTENSIONS, ""),
     )

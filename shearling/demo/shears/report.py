@@ -70,7 +70,7 @@ def _speed_chart(outcome: ShearsOutcome) -> str:
             high=100 * row.interval[1],
             label=row.label,
             note=f"{row.label}: {row.accuracy:.1%}, {row.speed.tokens_per_s.median:.0f} tokens/s",
-            mark="ours" if row.role in ("ours", "packed") else "plain",
+            mark="ours" if row.is_ours else "plain",
         )
         for row in outcome.rows
         if row.speed is not None
@@ -143,7 +143,7 @@ def _latency_chart(outcome: ShearsOutcome) -> str:
             high=1e3 * row.speed.tpot_s.high,
             label=row.label,
             note=f"{row.label}: {1e3 * row.speed.tpot_s.median:.2f} ms per token",
-            mark="ours" if row.role in ("ours", "packed") else "plain",
+            mark="ours" if row.is_ours else "plain",
         )
         for row in outcome.rows
         if row.speed is not None

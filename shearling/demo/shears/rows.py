@@ -15,6 +15,7 @@ class Speed(Document):
     Attributes:
         weight_bytes: what the runtime reads of the file: graph and weights.
         decode_ratio: time per token over that of dense + LoRA, in pairs; None for that one.
+        own_operators: whether operators of this project computed it.
     """
 
     weight_bytes: int
@@ -22,6 +23,7 @@ class Speed(Document):
     tpot_s: Spread
     tokens_per_s: Spread
     decode_ratio: Spread | None
+    own_operators: bool = False
 
 
 class ShearsRow(Document):
@@ -40,6 +42,11 @@ class ShearsRow(Document):
     bits_per_byte: float | None
     sparsity: float | None
     speed: Speed | None
+
+    @property
+    def is_ours(self) -> bool:
+        """What this project makes, or runs."""
+        return self.role in ("ours", "packed") or (self.speed is not None and self.speed.own_operators)
 
     def is_passed_by(self, other: ShearsRow) -> bool:
         """Whether another that was timed is at least as accurate and as fast, and better in one of the two."""

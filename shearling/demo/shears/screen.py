@@ -44,7 +44,7 @@ def closing_screen(outcome: ShearsOutcome, layout: ShearsLayout) -> RenderableTy
             "-" if row.bits_per_byte is None else f"{row.bits_per_byte:.2f}",
             "-" if row.sparsity is None else f"{row.sparsity:.0%}",
             *_speed(row.speed),
-            style="bold" if row.role in ("ours", "packed") else None,
+            style="bold" if row.is_ours else None,
         )
     findings = Table.grid(padding=(0, 1))
     for finding in outcome.findings:

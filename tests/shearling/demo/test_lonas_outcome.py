@@ -33,7 +33,7 @@ def _write_times(layout: LonasLayout) -> None:
     subjects = [
         {
             "deployment": {"label": export, "weights_bytes": 1},
-            "facts": {"runtime": "OpenVINO GenAI 2026.4.1"},
+            "facts": {"runtime": "OpenVINO GenAI 2026.4.1", "settings": {}},
             "metrics": {"tpot_s": _spread(ms / 1e3)},
             "ratios": {"tpot_s": _spread(ms / MS[0])} if index else {},
         }

@@ -107,13 +107,10 @@ def test_speed_is_claimed_only_outside_the_interval():
     assert "no difference in speed" in _said()
 
 
-def _peer(name: str, accuracy: float, tokens_per_s: float) -> ShearsRow:
-    return make_row(
-        "peer",
-        label=name,
-        accuracy=accuracy,
-        speed=make_speed(Spread(median=1, low=1, high=1), tokens_per_s=tokens_per_s),
-    )
+def _peer(name: str, accuracy: float, tokens_per_s: float, *, own_operators: bool = False) -> ShearsRow:
+    speed = make_speed(Spread(median=1, low=1, high=1), tokens_per_s=tokens_per_s)
+    speed = speed.model_copy(update={"own_operators": own_operators})
+    return make_row("peer", label=name, accuracy=accuracy, speed=speed)
 
 
 def test_peers_stand_in_the_table_and_on_the_chart() -> None:
@@ -146,6 +143,14 @@ def test_a_peer_that_passes_ours_is_named(accuracy: float, tokens_per_s: float, 
     last = describe(rows, 1000)[-1]
     assert last.endswith(": Q4_0." if passes else "by what was measured.")
     assert ("none" in last) is not passes
+
+
+def test_what_our_operators_run_is_ours_and_no_peer_that_passes() -> None:
+    peers = [_peer("packed", 0.9, 99.0, own_operators=True), _peer("Q8_0", 0.1, 1.0)]
+    assert "none" in describe([*map(make_row, LABELS), *peers], 1000)[-1]
+    chart = ElementTree.fromstring(render_accuracy_speed(make_outcome(peers=peers)))
+    marks = [dot.attrib["class"].strip() for dot in chart.iter("{http://www.w3.org/2000/svg}circle")]
+    assert sorted(marks) == ["dot ours", "dot ours", "dot plain", "dot plain"]
 
 
 def test_nothing_is_said_of_peers_where_there_are_none() -> None:
