@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RUN    ?= runs/demo
 CHECKS ?= 100
-# Several threads in each of two workers would wait for one another at every barrier.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Several threads in each of two workers would wait for one another at every barrier; and the many processes that tests
+# start compile our own modules once.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 # Only these files are imported where tests run alone.
 ALONE  = $(sort $(shell grep -rl --include='test_*.py' 'mark\.alone' tests))
 # Both runs find what one of them has made (tests/support/once_per_run.py).
@@ -69,11 +70,13 @@ clean: ## Remove caches; runs/ and .venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# Not compiled: of 25,000 modules most are never imported, and the others are compiled then.
+# Compiled by all processors, where pip takes one: what PYTHONDONTWRITEBYTECODE, as containers have it, leaves uncompiled
+# costs every command some fifteen seconds. A few modules are of other Pythons, and do not compile.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || (echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.12" && false)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/python -m compileall -q -j 0 "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" > /dev/null || true
 	$(BIN)/shearling doctor
 	touch $@
