@@ -61,7 +61,7 @@ def _passed(packed: ShearsRow, peers: Sequence[ShearsRow]) -> Iterable[str]:
     yield (
         "Of its peers none is both as accurate and as fast, by what was measured."
         if not passing
-        else f"At least as accurate and as fast, by what was measured: {'; '.join(passing)}."
+        else f"At least as accurate and as fast as that, by what was measured: {'; '.join(passing)}."
     )
 
 

@@ -49,6 +49,7 @@ def test_demo_from_nothing_to_report(tmp_path):
     assert outcome.row("ours").sparsity == pytest.approx(outcome.row("sparse").sparsity, abs=1e-6)
     assert outcome.row("packed").speed.weight_bytes < 0.8 * outcome.row("lora").speed.weight_bytes
     assert [row.role for row in outcome.rows if row.speed] == ["lora", "packed"]
+    assert (outcome.row("lora").speed.own_operators, outcome.row("packed").speed.own_operators) == (False, True)
     assert outcome.row("sparse").bits_per_byte > outcome.row("dense").bits_per_byte
     assert any(candidate.best for candidate in outcome.candidates)
     assert all(len(losses) > 1 for losses in outcome.losses.values())

@@ -551,7 +551,7 @@ def test_angles_are_not_rounded_in_bf16(tmp_path, monkeypatch, family, packed):
 
     exact = read("f32", positions)
     found, wrong = (np.abs(other - exact).max() for other in (read("bf16", positions), read("f32", rounded)))
-    assert found < 0.06 * wrong
+    assert found < 0.1 * wrong
     assert bool(found > 0) is own_head  # which OpenVINO multiplies in bf16, and nothing else
 
 
