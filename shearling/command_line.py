@@ -237,14 +237,16 @@ def quiet_libraries() -> None:
 
 
 def share_processors() -> None:
-    """Let threads that wait for others sleep, before a library with threads is loaded; what the user has set stays.
+    """Let threads that wait for others spin for microseconds and then sleep, before a library with threads is loaded;
+    what the user has set stays.
 
-    They spin otherwise, each on a processor that the thread they wait for may need: beside one other busy process on
-    two processors a step of training took ten times as long.
+    GNU's runtime, which torch brings, spins for milliseconds otherwise, on a processor that the thread it waits for may
+    need: beside one other busy process on two processors a step of training took ten times as long. Where threads sleep
+    at once, waking them costs two threads nearly all that they gain (docs/performance.md has both).
     """
-    # OpenMP's own word; GNU's runtime, which torch brings, follows it, and so does Intel's, which has a time as well.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+    os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's; the least that they know is a millisecond
 
 
 def _as_text(result: Result, *, as_json: bool) -> str:

@@ -365,14 +365,20 @@ def test_frame_is_fast_and_imports_nothing_heavy(program):
     assert done.stdout == "[]\n"
 
 
-def test_waiting_threads_sleep_unless_the_user_wants_them_to_spin(monkeypatch):
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
-        if given is None:
-            monkeypatch.delenv("OMP_WAIT_POLICY")
-        monkeypatch.setenv("KMP_BLOCKTIME", "7")
-        share_processors()
-        assert (os.environ["OMP_WAIT_POLICY"], os.environ["KMP_BLOCKTIME"]) == (expected, "7")
+@pytest.mark.parametrize(
+    "given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "7"}]
+)
+def test_waiting_threads_spin_a_moment_unless_the_user_wants_otherwise(given, monkeypatch):
+    """The count of spins goes before the policy, so that it must not be there where the user has chosen one."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("KMP_BLOCKTIME", "7")
+    share_processors()
+    found = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
+    assert found == (given or {"GOMP_SPINCOUNT": "1000"})
+    assert os.environ["KMP_BLOCKTIME"] == "7"
 
 
 def test_training_decides_how_threads_wait_before_torch_is_loaded(tmp_path):
@@ -382,12 +388,12 @@ def test_training_decides_how_threads_wait_before_torch_is_loaded(tmp_path):
         "class Watch:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch':\n"
-        "            os.write(2, f'torch after {os.environ.get(\"OMP_WAIT_POLICY\")}\\n'.encode())\n"
+        "            os.write(2, f'torch after {os.environ.get(\"GOMP_SPINCOUNT\")}\\n'.encode())\n"
         "            os._exit(9)\n"
         "sys.meta_path.insert(0, Watch())\n"
     )
     root, recipe = Path(__file__).resolve().parents[2], write_tiny_recipe(tmp_path / "tiny")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-m", "train", "--recipe", str(recipe), "--output", str(tmp_path / "run")],
         cwd=root,
@@ -397,7 +403,7 @@ def test_training_decides_how_threads_wait_before_torch_is_loaded(tmp_path):
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (9, "torch after PASSIVE")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (9, "torch after 1000")
 
 
 TELEMETRY = """
