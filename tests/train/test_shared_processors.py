@@ -1,4 +1,4 @@
-"""Under load a training slows down by its share: threads that wait for others sleep."""
+"""Under load a training slows down by its share: threads that wait for others sleep soon."""
 
 from __future__ import annotations
 
