@@ -246,7 +246,7 @@ def share_processors() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
-    os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's; the least that they know is a millisecond
+    os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's, which counts milliseconds
 
 
 def _as_text(result: Result, *, as_json: bool) -> str:
