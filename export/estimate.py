@@ -2,7 +2,8 @@
 
 Weights are views of files whose pages are given back, so that an export holds what it makes: the stored form of one
 format at a time, and some copies of the largest matrix. A runtime that is asked for its logits maps the file and keeps
-a copy in an order of its own.
+a copy in an order of its own. Where there is far more room than that, the pages stay: those who read a whole model a
+hundred times over, as the gates do, would wait for them each time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ MERGING_LIBRARIES_BYTES = 1100 * 2**20
 """With what a super-network, its adapter and the count of its zeros need as well."""
 PAGES_BYTES = 128 * 2**20
 """Of mapped files, between two times that they are given back."""
+AMPLE_ROOM = 2
+"""Times the mapped files, beside all else, from which on their pages stay."""
 COPIES = 1.5
 """Of the largest matrix in float32, while it is merged, converted and rounded."""
 RUNTIME_COPIES = 2.2
@@ -146,6 +149,25 @@ def parts_to_run(
     if fixed + layers <= left or left <= fixed:
         return 1
     return -(-layers // (left - fixed))
+
+
+def keep_pages(
+    estimate: Estimate, sizes: WeightSizes, *, merges: bool, rounds: bool, room_bytes: int
+) -> Estimate | None:
+    """What an export takes that keeps the pages of its mapped files in memory; None where the room is not ample.
+
+    Args:
+        estimate: of one that gives them back.
+        sizes: of the frozen model.
+        merges: see `estimate_export`.
+        rounds: see `estimate_export`.
+        room_bytes: memory of this machine.
+    """
+    merged_bytes = (FLOAT32_BYTES * sizes.parameters if rounds else sizes.stored_bytes) if merges else 0
+    mapped_bytes = sizes.stored_bytes + merged_bytes
+    if room_bytes < estimate.memory_bytes + AMPLE_ROOM * mapped_bytes:
+        return None
+    return replace(estimate, memory_bytes=estimate.memory_bytes + mapped_bytes)
 
 
 def _without_layers(sizes: WeightSizes) -> WeightSizes:

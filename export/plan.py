@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.estimate import FIXED_POSITIONS, estimate_export, parts_to_run, read_sizes
+from export.estimate import FIXED_POSITIONS, estimate_export, keep_pages, parts_to_run, read_sizes
 from export.formats.export_format import FLOAT32, FormatWriter, PlannedFormat, Storage
 from export.quantization.settings import PlannedQuantization, plan_quantization
 from export.request import OWN_FORMAT, ExportRequest
@@ -89,6 +89,7 @@ class ExportPlan:
         head: what the model is for.
         quantization: None where no weight is rounded on calibration text.
         estimate: of memory and disk.
+        keeps_pages: whether mapped weights stay in memory from one reader to the next.
     """
 
     request: ExportRequest
@@ -99,6 +100,7 @@ class ExportPlan:
     formats: tuple[PlannedFormat, ...]
     quantization: PlannedQuantization | None
     estimate: Estimate
+    keeps_pages: bool
 
     @property
     def task(self) -> Path:
@@ -245,11 +247,12 @@ def _fitting(
         replace(item, parts=parts_to_run(sizes, item, positions=positions, room_bytes=room_bytes, rounds=rounds))
         for item in formats
     )
+    merges = merge is not None and merge.mode != "separate"
     estimate = estimate_export(
         sizes,
         formats,
         quantization,
-        merges=merge is not None and merge.mode != "separate",
+        merges=merges,
         rounds=rounds,
         positions=0 if request.verify == "off" else positions,
     )
@@ -258,8 +261,12 @@ def _fitting(
     else:
         remedy = "Use --quantization fast, without what is for int4 on a text, or a larger machine"
     require(estimate, request.output, remedy=remedy)
+    ample = keep_pages(estimate, sizes, merges=merges, rounds=rounds, room_bytes=room_bytes)
+    estimate = ample or estimate
     log.print(f"about {estimate}")
-    return ExportPlan(request, source, frozen, merge, head, formats, quantization, estimate)
+    return ExportPlan(
+        request, source, frozen, merge, head, formats, quantization, estimate, keeps_pages=ample is not None
+    )
 
 
 def _verify_rows(run: Run, merge: PlannedMerge | None, *, judged: bool, calibrated: PlannedQuantization | None) -> None:

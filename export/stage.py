@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,7 +79,7 @@ def export_planned(plan: ExportPlan) -> FinishedExport:
     with (
         write_artefact(request.output, kind="export", parents=plan.parents, force=request.force) as draft,
         TemporaryDirectory(dir=draft.directory, prefix=MERGED) as checkpoint,
-        pages_given_back(),
+        nullcontext() if plan.keeps_pages else pages_given_back(),
     ):
         merged = prepare_model(plan, checkpoint=Path(checkpoint))
         subject, masks = merged.subject, merged.subject.masks

@@ -2,12 +2,13 @@
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 import export.plan
-from export.estimate import FIXED_POSITIONS, WeightSizes, estimate_export, parts_to_run, read_sizes
+from export.estimate import FIXED_POSITIONS, WeightSizes, estimate_export, keep_pages, parts_to_run, read_sizes
 from export.formats.export_format import PlannedFormat, Storage
 from export.plan import plan_frozen
 from export.quantization.settings import PlannedQuantization
@@ -170,6 +171,16 @@ def test_a_file_that_cannot_run_is_measured_in_parts():
     assert parts(4 * GIB, "hf") == 1
 
 
+def test_pages_stay_where_there_is_far_more_room_than_an_export_needs():
+    need, files = estimate(planned("hf")), LLAMA_8B.stored_bytes
+    merged = {"merges": True, "rounds": False}
+    assert keep_pages(need, LLAMA_8B, **merged, room_bytes=need.memory_bytes + 4 * files - 1) is None
+    kept = keep_pages(need, LLAMA_8B, **merged, room_bytes=need.memory_bytes + 4 * files)
+    assert kept == replace(need, memory_bytes=need.memory_bytes + 2 * files)
+    alone = keep_pages(need, LLAMA_8B, merges=False, rounds=False, room_bytes=need.memory_bytes + 2 * files)
+    assert alone == replace(need, memory_bytes=need.memory_bytes + files)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     directory = tmp_path_factory.mktemp("estimate")
@@ -186,6 +197,21 @@ def test_sizes_are_those_of_the_model(base):
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert sizes.vocabulary == model.lm_head.weight.numel()
     assert sizes.stored_bytes == 4 * sizes.parameters
+
+
+@pytest.mark.parametrize("ample", [True, False])
+def test_an_export_gives_pages_back_only_where_memory_is_scarce(base, tmp_path, monkeypatch, ample):
+    import export.stage
+
+    given_back = []
+    monkeypatch.setattr(export.stage, "pages_given_back", lambda: nullcontext(given_back.append(True)))
+    request = ExportRequest(output=tmp_path / "made", formats=("hf",))
+    need = plan_frozen(base, request).estimate.memory_bytes
+    monkeypatch.setattr(export.plan, "available_memory_bytes", lambda: need * (100 if ample else 1))
+    plan = plan_frozen(base, request)
+    assert plan.keeps_pages == ample
+    export.stage.export_planned(plan)
+    assert given_back == ([] if ample else [True])
 
 
 @pytest.mark.parametrize("resource", ["memory", "disk"])
