@@ -135,6 +135,20 @@ class CausalScorer(TemplateLM, abc.ABC):
             [rows, length - first, vocabulary] float32.
         """
 
+    def logits_at(self, input_ids: Tensor, places: Tensor, positions: Tensor) -> Tensor:
+        """Logits after single positions; here read off those of all later ones, which a runtime may do without.
+
+        Args:
+            input_ids: see `logits`.
+            places: [positions] int64, rows of the batch; at least one.
+            positions: [positions] int64, of these rows.
+
+        Returns:
+            [positions, vocabulary] float32.
+        """
+        first = int(positions.min())
+        return self.logits(input_ids, first)[places, positions - first]
+
     @abc.abstractmethod
     def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
         """See `shearling.evaluation.generation.Step`."""
@@ -264,12 +278,15 @@ class CausalScorer(TemplateLM, abc.ABC):
         log_probabilities = torch.empty(len(tokens), dtype=torch.float64)
         greedy = torch.empty(len(tokens), dtype=torch.bool)
         for start, stop in self._pieces(first, length):
-            logits = self.logits(input_ids[:, :stop], start)
             within = (start <= positions) & (positions < stop)
-            at, wanted = (places[within], positions[within] - start), tokens[within]
+            if not within.any():
+                continue
+            # Choices of one token are read off the same position.
+            at, which = torch.unique(torch.stack((places[within], positions[within])), dim=1, return_inverse=True)
+            logits = self.logits_at(input_ids[:, :stop], *at)
             # Not logsumexp, which takes 6 times as long on a CPU (torch 2.13).
-            log_probabilities[within] = logits.log_softmax(-1)[(*at, wanted)].double()
-            greedy[within] = logits.argmax(-1)[at] == wanted
+            log_probabilities[within] = logits.log_softmax(-1)[which, tokens[within]].double()
+            greedy[within] = logits.argmax(-1)[which] == tokens[within]
         if not log_probabilities.isfinite().all():
             raise NonFiniteWeights(
                 "the model gives log-likelihoods that are NaN or infinite", where=type(self).__name__

@@ -56,6 +56,16 @@ class TorchScorer(CausalScorer):
             output: Tensor = self.model(input_ids=input_ids.to(self._device), use_cache=False, **options).logits
         return output[:, -kept:].float().cpu()
 
+    def logits_at(self, input_ids: Tensor, places: Tensor, positions: Tensor) -> Tensor:
+        """See `CausalScorer.logits_at`."""
+        length = input_ids.shape[1]
+        options = {"logits_to_keep": length - int(positions.min())} if self._keeps_some else {}
+        # From the end: that is where the positions are, whether or not the model has left out the first ones.
+        at = (places.to(self._device), (positions - length).to(self._device))
+        with self._arithmetic(at):
+            output: Tensor = self.model(input_ids=input_ids.to(self._device), use_cache=False, **options).logits
+        return output[0].float().cpu()
+
     def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:
         """See `CausalScorer.step`."""
         options: dict[str, Any] = {"logits_to_keep": 1} if self._keeps_some else {}
@@ -74,9 +84,9 @@ class TorchScorer(CausalScorer):
         return logits
 
     @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
+    def _arithmetic(self, at: tuple[Tensor, Tensor] | None = None) -> Iterator[None]:
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-        head = _float32_head(self.model) if self.bf16 else nullcontext()
+        head = _own_head(self.model, at) if self.bf16 or at is not None else nullcontext()
         with torch.inference_mode(), head, autocast:
             yield
 
@@ -87,8 +97,14 @@ def _max_length(model: nn.Module, tokenizer: Any) -> int:
 
 
 @contextmanager
-def _float32_head(model: nn.Module) -> Iterator[None]:
-    """Keep the vocabulary projection out of autocast."""
+def _own_head(model: nn.Module, at: tuple[Tensor, Tensor] | None) -> Iterator[None]:
+    """Keep the vocabulary projection out of autocast, and compute no more of it than is asked for.
+
+    Args:
+        model: a decoder.
+        at: rows and positions of the hidden states [rows, positions, width]; the logits are [1, those, vocabulary]
+            then. None asks for all of them.
+    """
     head = model.get_output_embeddings()  # type: ignore[operator] # every Hugging Face decoder has it
     original, own = head.forward, head.__dict__.get("forward")
     # A head that keeps its weight in another type widens it by itself, see `shearling.model.stored_types`.
@@ -96,7 +112,7 @@ def _float32_head(model: nn.Module) -> Iterator[None]:
 
     def forward(hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            result: Tensor = original(hidden.to(dtype))
+            result: Tensor = original((hidden if at is None else hidden[at][None]).to(dtype))
             return result
 
     head.forward = forward

@@ -349,13 +349,13 @@ def test_rolling_windows_are_short_and_prompts_are_read_whole(monkeypatch: pytes
     model, tokenizer = FAMILIES["llama"](), tiny_tokenizer()
     model.config.max_position_embeddings = 8192
     scorer, lengths = torch_scorer(model, tokenizer), []
-    compute = scorer.logits
+    compute = scorer.logits_at
 
-    def watched(input_ids: torch.Tensor, first: int) -> torch.Tensor:
+    def watched(input_ids: torch.Tensor, places: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         lengths.append(input_ids.shape[1])
-        return compute(input_ids, first)
+        return compute(input_ids, places, positions)
 
-    monkeypatch.setattr(scorer, "logits", watched)
+    monkeypatch.setattr(scorer, "logits_at", watched)
     text = "The lazy fox is fast; " * 600
     assert 2 * ROLLING_WINDOW < len(tokenizer(text)["input_ids"]) < 8192
     scorer.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])

@@ -13,14 +13,14 @@ from tests.support.tiny_models import FAMILIES, tiny_tokenizer
 
 def test_a_long_continuation_is_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, held = torch_scorer(FAMILIES["llama_tied_gqa"](), tiny_tokenizer()), []
-    compute = scorer.logits
+    compute = scorer.logits_at
 
-    def watched(input_ids: torch.Tensor, first: int) -> torch.Tensor:
-        logits = compute(input_ids, first)
-        held.append(logits.shape[1])
+    def watched(input_ids: torch.Tensor, places: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        logits = compute(input_ids, places, positions)
+        held.append(len(logits))
         return logits
 
-    monkeypatch.setattr(scorer, "logits", watched)
+    monkeypatch.setattr(scorer, "logits_at", watched)
     text = " the lazy fox is fast;" * 9
     asked = [
         Instance("loglikelihood", {}, ("Report:", text + end), at) for at, end in enumerate((" yes", " no, it is"))
