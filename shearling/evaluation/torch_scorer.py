@@ -86,7 +86,7 @@ class TorchScorer(CausalScorer):
     @contextmanager
     def _arithmetic(self, at: tuple[Tensor, Tensor] | None = None) -> Iterator[None]:
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-        head = _own_head(self.model, at) if self.bf16 or at is not None else nullcontext()
+        head = _own_head(self.model, at, autocast=self.bf16) if self.bf16 or at is not None else nullcontext()
         with torch.inference_mode(), head, autocast:
             yield
 
@@ -97,13 +97,15 @@ def _max_length(model: nn.Module, tokenizer: Any) -> int:
 
 
 @contextmanager
-def _own_head(model: nn.Module, at: tuple[Tensor, Tensor] | None) -> Iterator[None]:
+def _own_head(model: nn.Module, at: tuple[Tensor, Tensor] | None, *, autocast: bool) -> Iterator[None]:
     """Keep the vocabulary projection out of autocast, and compute no more of it than is asked for.
 
     Args:
         model: a decoder.
         at: rows and positions of the hidden states [rows, positions, width]; the logits are [1, those, vocabulary]
             then. None asks for all of them.
+        autocast: whether there is one. Else the type of what comes is right, whatever the weight's is by now: one that
+            is widened for the time of its product alone is still as it is stored.
     """
     head = model.get_output_embeddings()  # type: ignore[operator] # every Hugging Face decoder has it
     original, own = head.forward, head.__dict__.get("forward")
@@ -111,8 +113,9 @@ def _own_head(model: nn.Module, at: tuple[Tensor, Tensor] | None) -> Iterator[No
     dtype = head.weight.dtype if own is None else torch.float32
 
     def forward(hidden: Tensor) -> Tensor:
+        picked = hidden if at is None else hidden[at][None]
         with torch.autocast(hidden.device.type, enabled=False):
-            result: Tensor = original((hidden if at is None else hidden[at][None]).to(dtype))
+            result: Tensor = original(picked.to(dtype) if autocast else picked)
             return result
 
     head.forward = forward
