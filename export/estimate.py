@@ -163,7 +163,8 @@ def keep_pages(
         rounds: see `estimate_export`.
         room_bytes: memory of this machine.
     """
-    merged_bytes = (FLOAT32_BYTES * sizes.parameters if rounds else sizes.stored_bytes) if merges else 0
+    # What was merged has files of its own; else the frozen model's are mapped twice, and count for each.
+    merged_bytes = FLOAT32_BYTES * sizes.parameters if merges and rounds else sizes.stored_bytes
     mapped_bytes = sizes.stored_bytes + merged_bytes
     if room_bytes < estimate.memory_bytes + AMPLE_ROOM * mapped_bytes:
         return None

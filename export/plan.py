@@ -261,7 +261,10 @@ def _fitting(
     else:
         remedy = "Use --quantization fast, without what is for int4 on a text, or a larger machine"
     require(estimate, request.output, remedy=remedy)
-    ample = keep_pages(estimate, sizes, merges=merges, rounds=rounds, room_bytes=room_bytes)
+    ample = None
+    if request.verify != "off":
+        # Without gates, all weights are read once or twice.
+        ample = keep_pages(estimate, sizes, merges=merges, rounds=rounds, room_bytes=room_bytes)
     estimate = ample or estimate
     log.print(f"about {estimate}")
     return ExportPlan(

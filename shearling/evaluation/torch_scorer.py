@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shearling.errors import ModelUnsupported
 from shearling.evaluation.causal_scorer import MAX_BATCH_TOKENS, CausalScorer
 from shearling.model.context_length import context_length
 
@@ -64,6 +65,11 @@ class TorchScorer(CausalScorer):
         at = (places.to(self._device), (positions - length).to(self._device))
         with self._arithmetic(at):
             output: Tensor = self.model(input_ids=input_ids.to(self._device), use_cache=False, **options).logits
+        if output.shape[:-1] != (1, len(positions)):
+            raise ModelUnsupported(
+                f"{type(self.model).__name__} does not compute its logits by calling its output embedding, so they "
+                "cannot be had of single positions"
+            )
         return output[0].float().cpu()
 
     def step(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, fresh: bool) -> Tensor:

@@ -173,12 +173,16 @@ def test_a_file_that_cannot_run_is_measured_in_parts():
 
 def test_pages_stay_where_there_is_far_more_room_than_an_export_needs():
     need, files = estimate(planned("hf")), LLAMA_8B.stored_bytes
-    merged = {"merges": True, "rounds": False}
-    assert keep_pages(need, LLAMA_8B, **merged, room_bytes=need.memory_bytes + 4 * files - 1) is None
-    kept = keep_pages(need, LLAMA_8B, **merged, room_bytes=need.memory_bytes + 4 * files)
-    assert kept == replace(need, memory_bytes=need.memory_bytes + 2 * files)
-    alone = keep_pages(need, LLAMA_8B, merges=False, rounds=False, room_bytes=need.memory_bytes + 2 * files)
-    assert alone == replace(need, memory_bytes=need.memory_bytes + files)
+    in_float32 = 4 * LLAMA_8B.parameters
+    for merges, rounds, mapped in (
+        (True, False, 2 * files),
+        (False, False, 2 * files),
+        (True, True, files + in_float32),
+    ):
+        kind = {"merges": merges, "rounds": rounds}
+        assert keep_pages(need, LLAMA_8B, **kind, room_bytes=need.memory_bytes + 2 * mapped - 1) is None
+        kept = keep_pages(need, LLAMA_8B, **kind, room_bytes=need.memory_bytes + 2 * mapped)
+        assert kept == replace(need, memory_bytes=need.memory_bytes + mapped)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,7 @@ def test_an_export_gives_pages_back_only_where_memory_is_scarce(base, tmp_path, 
     monkeypatch.setattr(export.plan, "available_memory_bytes", lambda: need * (100 if ample else 1))
     plan = plan_frozen(base, request)
     assert plan.keeps_pages == ample
+    assert not plan_frozen(base, replace(request, verify="off")).keeps_pages
     export.stage.export_planned(plan)
     assert given_back == ([] if ample else [True])
 

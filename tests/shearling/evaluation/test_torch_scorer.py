@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from shearling.errors import ModelUnsupported
 from shearling.evaluation.torch_scorer import TorchScorer
 from shearling.model.checkpoint import load_model, load_tokenizer
 from tests.support.tiny_models import FAMILIES, MIXTURES, save_tiny
@@ -50,3 +51,12 @@ def test_choices_of_one_token_share_a_position(tmp_path, monkeypatch):
     expected = scorer.logits(torch.tensor([[4, 5, 6]]), 2)[0, 0].double().log_softmax(-1)
     assert [score for score, _ in found] == pytest.approx(expected[7:10].tolist(), rel=1e-5)
     assert [greedy for _, greedy in found] == [int(expected.argmax()) == token for token in (7, 8, 9)]
+
+
+def test_a_model_that_does_not_call_its_head_is_refused(tmp_path):
+    scorer = scorer_of("llama", tmp_path / "model", bf16=False)
+    head = scorer.model.get_output_embeddings()
+    scorer.model.lm_head = torch.nn.Linear(head.in_features, head.out_features, bias=False)
+    scorer.model.get_output_embeddings = lambda: head
+    with pytest.raises(ModelUnsupported, match="does not compute its logits by calling its output embedding"):
+        scorer.logits_at(INPUT_IDS, PLACES, POSITIONS)
