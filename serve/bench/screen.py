@@ -17,6 +17,7 @@ from serve.bench.concurrency import LoadCurve
 from serve.bench.forward import ForwardTime
 from serve.bench.huge_pages import doubt_of_huge_pages
 from serve.bench.statistics import CONFIDENCE, FEWEST_PROCESSES, Estimate
+from serve.visitor.llama_cpp_build import LEFT_OUT
 
 MIB = 2**20
 FEWEST = {"p50": 1, "p90": 10, "p99": 100}
@@ -192,6 +193,14 @@ def _disturbances(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
             f"The loop around each token is Python's, which differs: {shown}. With equal ones only the runtime is "
             "compared."
         )
+    for name, subject in zip(names, benchmark.subjects, strict=True):
+        left_out = subject.facts.settings.get(LEFT_OUT)
+        if left_out:
+            lines.append(
+                f"{name}: llama.cpp was compiled without {left_out}, which this processor has. A build for this "
+                "machine is faster: pip install --no-cache-dir --force-reinstall --no-binary llama-cpp-python "
+                "llama-cpp-python."
+            )
     return lines
 
 

@@ -15,6 +15,7 @@ from serve.runtimes.deployment import Deployment, ModelFacts
 from serve.runtimes.greedy_loop import greedy_loop
 from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFacts, only_row
 from serve.runtimes.tokenization import render_turn
+from serve.visitor.llama_cpp_build import build_settings
 from shearling.errors import ArtefactCorrupt, UsageError
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.registry.runtimes import FLASH_ATTENTION
@@ -91,6 +92,7 @@ class LlamaCppRuntime:
                 "threads": str(self._model.n_threads),
                 "context": str(self._context),
                 FLASH_ATTENTION: "YES" if flash_attention else "NO",
+                **build_settings(llama_cpp),
             },
             timing_source="monotonic clock after each call of llama.cpp's eval and the choice of the likeliest token",
         )

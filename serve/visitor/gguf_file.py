@@ -10,6 +10,7 @@ import numpy as np
 
 from serve.visitor.fault import VisitorFault, last_words
 from serve.visitor.greedy import TIMING_SOURCE, Integers, decode_greedily
+from serve.visitor.llama_cpp_build import build_settings
 
 MOST_CONTEXT_TOKENS = 4096
 """Memory for so many positions is taken at once, however many the model knows."""
@@ -72,6 +73,7 @@ class VisitedGguf:
                 "threads": str(self._model.n_threads),
                 "context": str(MOST_CONTEXT_TOKENS),
                 FLASH_ATTENTION: flash_attention,
+                **build_settings(llama_cpp),
             },
             "timing_source": TIMING_SOURCE,
         }

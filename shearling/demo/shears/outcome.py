@@ -80,6 +80,13 @@ class ShearsOutcome(Document):
         """The row of one model."""
         return next(row for row in self.rows if row.role == role)
 
+    @property
+    def time_in_words(self) -> str:
+        """Minutes of all steps. Where there are peers, measuring them is part of it."""
+        minutes = f"{sum(self.seconds.values()) / 60:.1f} minutes"
+        peers = sum(row.role == PEER for row in self.rows)
+        return f"{minutes} with {peers} peer{'s' * (peers > 1)}" if peers else minutes
+
 
 def read_outcome(
     layout: ShearsLayout, *, scale: str, seconds: dict[str, float], peers: Sequence[Target] = ()

@@ -22,7 +22,6 @@ def render_report(outcome: ShearsOutcome) -> str:
         outcome=outcome,
         charts=_charts(outcome),
         chart_style=Markup(COLOURS + SHAPES),
-        minutes=sum(outcome.seconds.values()) / 60,
     )
 
 

@@ -51,11 +51,10 @@ def closing_screen(outcome: ShearsOutcome, layout: ShearsLayout) -> RenderableTy
         findings.add_row("-", finding)
     if outcome.scale == "smoke":
         findings.add_row("-", "This was a smoke run: too few steps and rows for the numbers to mean anything.")
-    minutes = sum(outcome.seconds.values()) / 60
     lines = (
         "zeros: in the linear layers. size: of the weights. first, each: time to a token.",
         "sparse int8: zeros packed away. What has no time is float32, and was not timed.",
-        f"{minutes:.1f} minutes on {outcome.machine}.",
+        f"{outcome.time_in_words} on {outcome.machine}.",
         f"Try it:  python -m serve generate {layout.run.export} \\",
         "             --no-chat --max-new-tokens 1 \\",
         "             --prompt $'Headline: Area man wins award\\nSarcastic:'",

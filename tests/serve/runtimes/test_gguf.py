@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import venv
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def llama_token_to_piece(vocab, token, buf, length, lstrip, special):
         return -len(piece)
     buf[: len(piece)] = piece
     return len(piece)
+
+def llama_print_system_info():
+    return b"CPU : SSE3 = 1 | "
 
 def llama_get_logits_ith(ctx, index):
     assert index == -1
@@ -145,8 +149,19 @@ def test_llama_cpp_is_measured_beside_an_export(
     facts = subjects[1]["facts"]
     assert (facts["runtime"], facts["settings"]["threads"]) == ("llama.cpp (llama-cpp-python 0.0.1)", "1")
     assert facts["settings"]["FLASH_ATTENTION"] == ("YES" if flash else "NO")
+    assert facts["settings"]["compiled_for"] == "SSE3"
     assert json.loads(Path(f"{gguf_file}.asked").read_text()) == {"flash_attn": flash, "use_mmap": mapped}
     assert subjects[1]["ratios"]["tpot_s"]["samples"] == 3
+
+
+def test_a_peer_that_is_built_for_every_machine_is_named(
+    gguf_file: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    done = serve("bench", f"{gguf_file}@environment={environment}", *QUICK)
+    assert done.returncode == 0, done.stderr
+    # Every processor that runs these tests has one or the other.
+    assert re.search(r"llama\.cpp was compiled without (AVX|NEON)\b.*, which this processor has", done.stdout)
 
 
 def test_attention_in_one_pass_is_on_or_off(gguf_file: Path, environment: Path) -> None:

@@ -125,6 +125,8 @@ def test_peers_stand_in_the_table_and_on_the_chart() -> None:
     assert next(line for line in lines if line[:1] == ["Q4_0"])[1:3] == ["79.0", "(77-83)"]
     page = render_report(outcome)
     assert long in page
+    assert " minutes with 2 peers on " in stream.getvalue()
+    assert " minutes with 2 peers)" in page
     chart = ElementTree.fromstring(render_accuracy_speed(outcome))
     names = {"svg": "http://www.w3.org/2000/svg"}
     assert len(chart.findall("svg:circle", names)) == 4
@@ -155,6 +157,7 @@ def test_what_our_operators_run_is_ours_and_no_peer_that_passes() -> None:
 
 def test_nothing_is_said_of_peers_where_there_are_none() -> None:
     assert "peers" not in _said()
+    assert " minutes)" in render_report(make_outcome())
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
