@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.command import command
 from benchmarks.markdown_table import markdown_table
+from export.quantization.settings import GROUP_SIZES
 from shearling.errors import UsageError
 from shearling.model.checkpoint import load_model
 from shearling.model.layers import find_layers
@@ -51,12 +52,12 @@ class Grid:
 
     Attributes:
         bits: of a number that is stored.
-        values_of_group: bytes that a group has beside its numbers.
+        group_bytes: that a group has beside its numbers.
         rounding: to it.
     """
 
     bits: int
-    values_of_group: int
+    group_bytes: int
     rounding: Rounding
 
 
@@ -175,7 +176,7 @@ def measure(directory: Path, group_size: int) -> dict[str, GridFigures]:
             pruned += int((groups == 0).sum())
             stored += int((rounded != 0).sum())
         mask = 1 if pruned else 0
-        bits = mask + grid.bits * (stored if pruned else weights) / weights + 8 * grid.values_of_group / group_size
+        bits = mask + grid.bits * (stored if pruned else weights) / weights + 8 * grid.group_bytes / group_size
         found[name] = GridFigures(bits, error / size)
     return found
 
@@ -183,7 +184,7 @@ def measure(directory: Path, group_size: int) -> dict[str, GridFigures]:
 def _groups(directory: Path, group_size: int) -> Iterator[Tensor]:
     for linear in find_layers(load_model(directory)).linears().values():
         weight = linear.weight.detach().float()
-        if weight.shape[1] % group_size == 0:
+        if weight.shape[1] % group_size == 0 and weight.any():
             yield weight.reshape(-1, group_size)
 
 
@@ -213,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Tell what rounding a model to several grids costs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rounding_grids", description=main.__doc__)
     parser.add_argument("model", type=Path, help="a torch model directory")
-    parser.add_argument("--group-size", type=int, default=64, help="columns that share a scale")
+    parser.add_argument("--group-size", type=int, choices=GROUP_SIZES, default=64, help="columns that share a scale")
     options = parser.parse_args(arguments)
     found = measure(options.model, options.group_size)
     ours = found[OURS].error

@@ -198,7 +198,7 @@ def _disturbances(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
         if left_out:
             lines.append(
                 f"{name}: llama.cpp was compiled without {left_out}, which this processor has. A build for this "
-                "machine is faster: pip install --no-cache-dir --force-reinstall --no-binary llama-cpp-python "
+                "machine may be faster: pip install --no-cache-dir --force-reinstall --no-binary llama-cpp-python "
                 "llama-cpp-python."
             )
     return lines
