@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="of every training instead of the model's own: for a trial")
     add("--test-rows", type=int, help="instead of a task's own: for a trial")
     add("--keep", action="store_true", help="leave the models of finished cells: a gigabyte each")
+    add("--llama-cpp", type=Path, help="environment that has it (benchmarks.peers build), for what others serve")
     add("--executor", choices=EXECUTORS.names(), default="local", help="what measures the candidates of searches")
     add("--workers", type=int, help="of the executor; default: as many as there is room for")
     add("--threads", type=int, help="of each worker")
@@ -91,7 +92,7 @@ def _carry_out(options: argparse.Namespace) -> dict[str, ShearlingError]:
 
     workforce = Workforce(options.executor, options.workers, options.threads, address=options.address)
     check_workforce(workforce)
-    return carry_out_all(missing, options.output, keep=options.keep, workforce=workforce)
+    return carry_out_all(missing, options.output, keep=options.keep, workforce=workforce, llama_cpp=options.llama_cpp)
 
 
 if __name__ == "__main__":

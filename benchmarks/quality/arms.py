@@ -36,6 +36,7 @@ class Arm:
             says how ranks are drawn and scaled, so that its cells stay its own when the defaults of recipes change.
         forwards: of a micro-batch; the steps are divided by it, so that arms are compared at equal forwards.
         adapted: LoRA is trained as in the baseline and merged before anything is pruned.
+        served: of a dense arm, what others make of it is measured as well: files of OpenVINO and of llama.cpp.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Arm:
     ranks: Literal["fixed", "elastic"] = "fixed"
     forwards: int = 1
     adapted: bool = False
+    served: bool = False
 
     def suits(self, head: Head, ratio: Ratio) -> bool:
         """Whether a model can have it with the ratio.
@@ -105,7 +107,7 @@ ARMS: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("dense", "dense, LoRA", sparsity=None),
-        Arm(BASELINE, "dense, LoRA, taught", sparsity=None, train={**TAUGHT, "steps": LORA_STEPS}),
+        Arm(BASELINE, "dense, LoRA, taught", sparsity=None, train={**TAUGHT, "steps": LORA_STEPS}, served=True),
         Arm("dense-twice", "dense, LoRA twice", sparsity=None, train=BY_THE_ADAPTED, adapted=True),
         Arm("magnitude", "magnitude", sparsity={"method": "magnitude"}),
         Arm("wanda", "Wanda", sparsity={"method": "wanda"}),

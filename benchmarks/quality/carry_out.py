@@ -7,42 +7,27 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import pydantic
 
 from benchmarks.kept_cells import keep_cell
-from benchmarks.quality.cell import Cell, CellDocument, SubnetFigures, SubnetName
-from benchmarks.quality.general_text import GeneralText, bits_per_byte, held_back_text, write_other_passages
-from export.quantization.settings import Quantization
-from export.quantization.text import TASK_ROWS
-from export.request import ExportRequest
-from export.stage import export_subnet
+from benchmarks.quality.cell import Cell, CellDocument
+from benchmarks.quality.general_text import GeneralText, held_back_text
+from benchmarks.quality.measuring import bits_in_torch, measure_cell
 from search.stage import BEST_FILE, LOCAL, search_by_recipe
-from shearling.artefact import MANIFEST, Artefact, open_artefact, unfinished_artefact, utc_now
+from shearling.artefact import MANIFEST, Artefact, unfinished_artefact, utc_now
 from shearling.console import log
 from shearling.elastic.search_space import Choice
 from shearling.elastic.subnet import open_subnet
-from shearling.elastic.super_network import SuperNetwork, load_super_network
 from shearling.errors import RecipeInvalid, ShearlingError
-from shearling.evaluation.evaluator import torch_scorer
-from shearling.evaluation.openvino_scorer import OpenVINOScorer
 from shearling.evaluation.precision import resolve_precision
-from shearling.evaluation.task import TaskLocation
-from shearling.evaluation.task_evaluator import TaskEvaluator, open_evaluator
 from shearling.executors.executor import Workforce
-from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir
 from shearling.model.checkpoint import load_model, load_tokenizer
-from shearling.model.context_length import read_context_length
 from shearling.recipe.recipe import Recipe
-from shearling.run import Run, open_dense
+from shearling.run import Run
 from shearling.strict_json import Document, read_document, write_document
 from train.stage import run_recipe
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from shearling.evaluation.evaluator import Evaluation
 
 ADAPTED_FILE = "adapted.json"
 PREPARED_FILE = "prepared.json"
@@ -71,7 +56,12 @@ class Prepared(Document):
 
 
 def carry_out_all(
-    cells: Iterable[Cell], output: Path, *, keep: bool, workforce: Workforce = LOCAL
+    cells: Iterable[Cell],
+    output: Path,
+    *,
+    keep: bool,
+    workforce: Workforce = LOCAL,
+    llama_cpp: Path | None = None,
 ) -> dict[str, ShearlingError]:
     """Carry out cells, and write a file for each: those that share a frozen model one after the other, and so those
     that share an adapted one.
@@ -81,6 +71,7 @@ def carry_out_all(
         output: the directory of the benchmark.
         keep: leave the run directories; otherwise each goes when its last cell is finished.
         workforce: what measures the candidates of searches.
+        llama_cpp: an environment with it, for what others serve.
 
     Returns:
         By name what went wrong; the other cells are finished all the same.
@@ -93,7 +84,7 @@ def carry_out_all(
             log.print(f"{cell.name}: {left} to do", style="bold")
             left -= 1
             try:
-                document = carry_out(cell, run, workforce=workforce)
+                document = carry_out(cell, run, workforce=workforce, llama_cpp=llama_cpp)
             except ShearlingError as error:
                 failed[cell.name] = error
                 log.print(f"{cell.name} failed: {error}", style="red")
@@ -132,13 +123,14 @@ def _adapted_parts(run: Run) -> tuple[Path, ...]:
     return run.base, run.task, run.lora, run.adapted
 
 
-def carry_out(cell: Cell, run: Run, *, workforce: Workforce = LOCAL) -> CellDocument:
+def carry_out(cell: Cell, run: Run, *, workforce: Workforce = LOCAL, llama_cpp: Path | None = None) -> CellDocument:
     """Carry out one cell, anew from the training on.
 
     Args:
         cell: which.
         run: its run directory; a frozen or an adapted model that is there is used as it is.
         workforce: what measures the candidates of its search.
+        llama_cpp: an environment with it, for what others serve.
 
     Raises:
         RecipeInvalid: what the arm says is no recipe.
@@ -172,7 +164,7 @@ def carry_out(cell: Cell, run: Run, *, workforce: Workforce = LOCAL) -> CellDocu
         sparsity=frozen.manifest.details.get("sparsity", {}).get("achieved_scope", 0.0),
         bits_per_byte=prepared.bits_per_byte,
         general_text_sha256=text.sha256,
-        subnets=tuple(_measure(cell, run, searched, text)),
+        subnets=tuple(measure_cell(cell, run, searched, text, llama_cpp=llama_cpp)),
         prepare_s=prepared.seconds,
         train_s=train_s,
         search_s=searching.seconds if searched else 0.0,
@@ -233,116 +225,10 @@ def _read_adapted(run: Run) -> AdaptedModel | None:
 def _bits_before(cell: Cell, frozen: Artefact, text: GeneralText) -> float | None:
     if cell.model.head == "classifier":
         return None
-    return _bits_per_byte(load_model(frozen.path).eval(), load_tokenizer(frozen.path), text)
-
-
-def _bits_per_byte(model: nn.Module, tokenizer: Any, text: GeneralText) -> float:
-    return bits_per_byte(torch_scorer(model, tokenizer, precision="auto"), text)
+    return bits_in_torch(load_model(frozen.path).eval(), load_tokenizer(frozen.path), text)
 
 
 def _search(run: Run, workforce: Workforce) -> tuple[Choice, dict[str, Any]]:
     search_by_recipe(run, settings={}, rule={}, workforce=workforce)
     subnet = open_subnet(run.search / BEST_FILE).subnet
     return subnet.choice, subnet.metrics.model_dump(mode="json") if subnet.metrics else {}
-
-
-def _measure(
-    cell: Cell, run: Run, searched: tuple[Choice, dict[str, Any]] | None, text: GeneralText
-) -> Iterator[SubnetFigures]:
-    evaluator = open_evaluator(TaskLocation(cell.task.name, run.task), head=cell.model.head, split="test")
-    if cell.arm.adapted:
-        yield _model_figures(evaluator, open_dense(run), text, subnet="adapted")
-        if cell.ratio is not None:
-            yield _model_figures(evaluator, open_artefact(run.sparse, kind="sparse"), text, subnet="frozen")
-    network = load_super_network(run)
-    space = network.space
-    yield _figures(evaluator, network, text, subnet="largest", choice=space.maximal())
-    if searched is not None:
-        choice, predicted = searched
-        yield _figures(evaluator, network, text, subnet="heuristic", choice=space.heuristic())
-        yield _figures(evaluator, network, text, subnet="searched", choice=choice, predicted=predicted)
-        if space.adapter.masked_training and not network.head:
-            if space.adapter.grid is None:
-                yield _packed_figures(evaluator, run, text, "packed")
-            yield _packed_figures(evaluator, run, text, "packed-int4", rounded=space.adapter.grid is None)
-
-
-def _model_figures(
-    evaluator: TaskEvaluator, frozen: Artefact, text: GeneralText, *, subnet: SubnetName
-) -> SubnetFigures:
-    model, tokenizer = load_model(frozen.path).eval(), load_tokenizer(frozen.path)
-    evaluation = evaluator.on_torch(model, tokenizer, precision="auto")()
-    return _told(evaluation, subnet=subnet, bits=_bits_per_byte(model, tokenizer, text))
-
-
-def _figures(
-    evaluator: TaskEvaluator,
-    network: SuperNetwork,
-    text: GeneralText,
-    *,
-    subnet: SubnetName,
-    choice: Choice,
-    predicted: dict[str, Any] | None = None,
-) -> SubnetFigures:
-    network.activate(choice)
-    with network.materialised():
-        evaluation = evaluator.on_torch(network.model, network.tokenizer, precision="auto")()
-        bits = None if network.head else _bits_per_byte(network.model, network.tokenizer, text)
-    return _told(evaluation, subnet=subnet, bits=bits, predicted=predicted)
-
-
-def _packed_figures(
-    evaluator: TaskEvaluator,
-    run: Run,
-    text: GeneralText,
-    subnet: Literal["packed", "packed-int4"],
-    *,
-    rounded: bool = False,
-) -> SubnetFigures:
-    """Of what would be served: integers, the zeros packed away, by the runtime itself.
-
-    Args:
-        evaluator: of the test rows.
-        run: has a `best.json`.
-        text: for bits per byte.
-        subnet: says the number format.
-        rounded: on calibration text.
-    """
-    quantization = Quantization()
-    if rounded:
-        general = run.path / "general.jsonl"
-        write_other_passages(general)
-        quantization = Quantization("best", dataset=(TASK_ROWS, str(general)))
-    request = ExportRequest(
-        output=run.export,
-        formats=("openvino",),
-        weight_format="int8" if subnet == "packed" else "int4",
-        sparse_kernels=("openvino",),
-        quantization=quantization,
-        # The file itself is asked all test rows below.
-        verify="off",
-        force=True,
-    )
-    directory = export_subnet(run.search / BEST_FILE, request).path / "openvino"
-    compiled = compile_ir(directory / "openvino_model.xml", preferred=PREFERRED_PROPERTIES)
-    tokenizer = load_tokenizer(directory)
-    max_length = read_context_length(directory, tokenizer)
-    evaluation = evaluator.on_openvino(compiled, tokenizer, max_length=max_length)()
-    scorer = OpenVINOScorer(compiled, tokenizer, max_length=max_length)
-    return _told(evaluation, subnet=subnet, bits=bits_per_byte(scorer, text))
-
-
-def _told(
-    evaluation: Evaluation, *, subnet: SubnetName, bits: float | None, predicted: dict[str, Any] | None = None
-) -> SubnetFigures:
-    return SubnetFigures(
-        subnet=subnet,
-        n=evaluation.n,
-        accuracy=evaluation.accuracy,
-        interval=evaluation.interval,
-        loss=evaluation.loss,
-        rows_sha256=evaluation.rows_sha256,
-        answers="".join(f"{answer:.0f}" for answer in evaluation.answers),
-        bits_per_byte=bits,
-        predicted=predicted,
-    )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pydantic
 
@@ -19,14 +19,22 @@ from benchmarks.quality.tasks import TASKS, BenchmarkTask
 from shearling.recipe.recipe import RECIPE_SCHEMA
 from shearling.strict_json import Document, read_document
 
+if TYPE_CHECKING:
+    from shearling.evaluation.evaluator import Evaluation
+
 CELL_SCHEMA = "shearling.quality/1"
 RECIPE_OPTIONS = "--steps and --test-rows"
 GRID_SAMPLES, GRID_TOKENS = 64, 128
 """Windows of the calibration text that a grid is settled on, and their tokens."""
-SubnetName = Literal["adapted", "frozen", "largest", "heuristic", "searched", "packed", "packed-int4"]
+LlamaCppFile = Literal["Q8_0", "Q4_0", "Q4_0-pure-imatrix", "Q4_K_M-imatrix"]
+LLAMA_CPP_FILES: tuple[LlamaCppFile, ...] = get_args(LlamaCppFile)
+ServedName = Literal["packed", "packed-int4", "openvino-int8", "openvino-int4", LlamaCppFile]
+SubnetName = Literal["adapted", "frozen", "largest", "heuristic", "searched", ServedName]
 """adapted: the dense model with its LoRA, where the arm begins with that; frozen: the same, pruned, before it has
 elastic adapters; packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO;
-packed-int4: as int4, tuned on the task's rows and a general text, or as it was trained where that was on integers."""
+packed-int4: as int4, tuned on the task's rows and a general text, or as it was trained where that was on integers;
+openvino-int8, openvino-int4: a dense model as OpenVINO's own products have it, int4 tuned likewise; the others are
+files of llama.cpp, imatrix those with an importance matrix of the same texts."""
 
 
 class SubnetFigures(Document):
@@ -50,6 +58,23 @@ class SubnetFigures(Document):
     answers: str
     bits_per_byte: float | None
     predicted: dict[str, Any] | None = None
+
+
+def figures_of(
+    evaluation: Evaluation, *, subnet: SubnetName, bits: float | None, predicted: dict[str, Any] | None = None
+) -> SubnetFigures:
+    """An evaluation as a cell keeps it."""
+    return SubnetFigures(
+        subnet=subnet,
+        n=evaluation.n,
+        accuracy=evaluation.accuracy,
+        interval=evaluation.interval,
+        loss=evaluation.loss,
+        rows_sha256=evaluation.rows_sha256,
+        answers="".join(f"{answer:.0f}" for answer in evaluation.answers),
+        bits_per_byte=bits,
+        predicted=predicted,
+    )
 
 
 class CellDocument(Document):

@@ -63,7 +63,7 @@ def _panel(
         )
     for row in rows:
         height = value(row)
-        if row.key.arm == BASELINE and height is not None:
+        if row.key.arm == BASELINE and row.key.is_baseline and height is not None:
             axes.axhline(height, color=INK, linewidth=1, label=row.key.title)
     axes.set_xticks(range(len(ratios)), ratios)
     axes.set_xlabel("pruned; bars: standard error over seeds")

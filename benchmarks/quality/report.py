@@ -58,7 +58,9 @@ adapters; of "adapted" and "frozen", which do not have these yet, there is one f
 those of a cell on the machine that measured it: import, pruning, training and search. "adapted" is
 the dense model with the LoRA that an arm begins with, and the baseline where that has no cell of
 its own; "frozen" is the same, pruned and healed, before it gets elastic adapters; "packed" is the
-sub-network that was found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4."""
+sub-network that was found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4. What
+others serve of the baseline itself is told by the name of the file: "openvino-int8" and
+"openvino-int4" in OpenVINO, the others in llama.cpp, "imatrix" with an importance matrix."""
 
 
 def _model_title(model: str) -> str:
@@ -72,7 +74,7 @@ def _cells_of(row: Row) -> tuple[str, ...]:
         row.key.title,
         str(row.cells),
         f"{100 * row.accuracy.mean:.1f}",
-        "" if difference is None or row.key.ratio == "" else f"{_points(difference)}{_of(row)}",
+        "" if difference is None or row.key.is_baseline else f"{_points(difference)}{_of(row)}",
         " ".join(f"{bits:.3f}" for bits in (row.before, row.after) if bits is not None),
         f"{row.minutes:.1f}",
     )

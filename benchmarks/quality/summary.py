@@ -35,8 +35,14 @@ class RowKey:
     def title(self) -> str:
         """The arm, and which sub-network where it has several."""
         arm = ARMS[self.arm].title if self.arm in ARMS else self.arm
-        several = self.arm in ARMS and (ARMS[self.arm].ranks == "elastic" or ARMS[self.arm].adapted)
+        known = ARMS.get(self.arm)
+        several = known is not None and (known.ranks == "elastic" or known.adapted or known.served)
         return f"{arm}: {self.subnet}" if several else arm
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the others are told against it: a LoRA on dense weights, by itself or as what an arm begins with."""
+        return self.subnet == "adapted" or (self.arm, self.subnet) == (BASELINE, "largest")
 
     @property
     def ratio_title(self) -> str:
@@ -139,8 +145,9 @@ def summarise(cells: Iterable[CellDocument]) -> list[Row]:
 
 def _baseline(found: Mapping[RowKey, Measured], model: str) -> dict[tuple[str, int], float]:
     """Accuracy by task and seed."""
-    own = [key for key in found if key.model == model and (key.arm, key.subnet) == (BASELINE, "largest")]
-    begun = [key for key in found if key.model == model and key.subnet == "adapted"]
+    baselines = [key for key in found if key.model == model and key.is_baseline]
+    own = [key for key in baselines if key.arm == BASELINE]
+    begun = [key for key in baselines if key.arm != BASELINE]
     # The later of two wins.
     measured = [item for keys in (begun, own) for key in keys for item in found[key]]
     return {(cell.task, cell.seed): figures.accuracy for cell, figures in measured}

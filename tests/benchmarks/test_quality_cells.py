@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kept_cells import cell_file
+from benchmarks.peers import CALIBRATED, QUANTIZATIONS
 from benchmarks.quality import carry_out
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.arms import ARMS, BASELINE, Arm, parse_ratio
-from benchmarks.quality.cell import Cell, CellDocument, cross, read_cells, unfinished
+from benchmarks.quality.cell import LLAMA_CPP_FILES, Cell, CellDocument, cross, read_cells, unfinished
 from benchmarks.quality.models import MODELS, shipped_recipe
 from benchmarks.quality.tasks import TASKS
 from shearling.errors import RecipeInvalid, UsageError
@@ -51,6 +52,12 @@ def test_every_cell_has_a_valid_recipe(arm: str) -> None:
         else:
             expected = ("2:4", 0.5) if cell.ratio.text == "2:4" else ("unstructured", float(cell.ratio.text))
             assert (sparsity.pattern, sparsity.ratio) == expected
+
+
+def test_what_others_serve_is_what_llama_cpp_writes() -> None:
+    written = {*QUANTIZATIONS, *(f"{name}-imatrix" for name in CALIBRATED)}
+    assert set(LLAMA_CPP_FILES) <= written
+    assert all(arm.sparsity is None for arm in ARMS.values() if arm.served), "no mask would be kept"
 
 
 def test_the_baseline_is_trained_as_every_other_arm() -> None:

@@ -54,6 +54,15 @@ def row(arm: str, ratio: str = "0.5", subnet: str = "largest") -> Row:
     return found[0]
 
 
+def test_what_others_serve_is_told_against_the_baseline(tmp_path: Path) -> None:
+    figures = [subnet_figures(accuracy, subnet=name) for name, accuracy in (("largest", 0.8), ("Q8_0", 0.79))]
+    write(tmp_path, [cell_document("m", BASELINE, "a", *figures)])
+    assert main(["--output", str(tmp_path), "--report"]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "dense, LoRA, taught: largest | 1 | 80.0 |  |" in text
+    assert "dense, LoRA, taught: Q8_0 | 1 | 79.0 | -1.0 |" in text
+
+
 def test_rows_are_in_order() -> None:
     assert [(row.key.ratio, row.key.arm, row.key.subnet) for row in summarise(cells())] == [
         ("", BASELINE, "largest"),

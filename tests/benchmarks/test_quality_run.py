@@ -24,7 +24,7 @@ from train import stage
 pytestmark = pytest.mark.slow
 
 ARMS = (
-    Arm("dense", "dense", sparsity=None),
+    Arm("dense", "dense", sparsity=None, served=True),
     Arm("fixed", "fixed", sparsity={"method": "magnitude"}),
     Arm("elastic", "elastic", sparsity={"method": "magnitude"}, ranks="elastic"),
     Arm(
@@ -137,7 +137,11 @@ def _check_what_was_adapted(run: Path) -> None:
 
 
 def _check_figures(documents: dict[str, CellDocument]) -> None:
-    assert [figures.subnet for figures in documents["dense"].subnets] == ["largest"]
+    assert [figures.subnet for figures in documents["dense"].subnets] == ["largest", "openvino-int8", "openvino-int4"]
+    trained, *served = documents["dense"].subnets
+    for bits, tolerance in zip([figures.bits_per_byte for figures in served], (0.01, 0.05), strict=True):
+        assert bits != trained.bits_per_byte, "rounded"
+        assert bits == pytest.approx(trained.bits_per_byte, rel=tolerance)
     assert [figures.subnet for figures in documents["elastic"].subnets] == [
         "largest",
         "heuristic",
