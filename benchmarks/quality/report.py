@@ -44,6 +44,7 @@ def write_report(output: Path) -> Result:
         tables.append(_screen(own, predictions, title=_model_title(model)))
         parts += [f"## {_model_title(model)}\n", markdown_table(HEADINGS, [_cells_of(row) for row in own], words=WORDS)]
         parts += [f"![Accuracy and bits per byte by sparsity]({model}.svg)\n", "### By task\n", _by_task(own)]
+        parts += [_differences(own)]
         parts += [f"{textwrap.fill(_describe_predictions(predictions), 100)}\n"] if predictions else []
     write_text(output / REPORT_FILE, "\n".join(["# Quality of pruned and trained models\n", *parts]))
     return Result({"report": str(output / REPORT_FILE), "cells": sum(row.cells for row in rows)}, Group(*tables))
@@ -86,7 +87,8 @@ def _of(row: Row) -> str:
 
 
 def _points(estimate: SeedMean) -> str:
-    return f"{100 * estimate.mean:+.1f}{_error(estimate)}"
+    # Without the sign of a zero that was rounded to.
+    return f"{round(100 * estimate.mean, 1) + 0.0:+.1f}{_error(estimate)}"
 
 
 def _error(estimate: SeedMean) -> str:
@@ -119,6 +121,30 @@ def _by_task(rows: Sequence[Row]) -> str:
         "Accuracy in %, with its standard error over seeds, and in brackets the 95 % interval of the rows.\n\n"
         + markdown_table(("pruned", "arm", *tasks), described, words=WORDS)
     )
+
+
+def _differences(rows: Sequence[Row]) -> str:
+    """What differs from the baseline task by task; nothing is said of the baseline itself."""
+    compared = [row for row in rows if row.difference is not None and not row.key.is_baseline]
+    tasks = sorted({task for row in compared for task in row.tasks})
+    described = [
+        (
+            row.key.ratio_title,
+            row.key.title,
+            *(_difference(row.tasks.get(task)) for task in tasks),
+            "" if row.more_bits is None else f"{100 * row.more_bits:+.0f}",
+        )
+        for row in compared
+    ]
+    return (
+        "Points above dense LoRA with the same task and seed, with the standard error over seeds; and\n"
+        "bits per byte of general text beyond its, in %, mean of the cells.\n\n"
+        + markdown_table(("pruned", "arm", *tasks, "bits, %"), described, words=WORDS)
+    )
+
+
+def _difference(score: TaskScore | None) -> str:
+    return "" if score is None or score.difference is None else _points(score.difference)
 
 
 def _describe(score: TaskScore | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -65,11 +65,13 @@ class TaskScore:
     Attributes:
         accuracy: over seeds.
         interval: Wilson, 95 %, of the mean accuracy on so many rows: what other rows might give.
+        difference: from the baseline's, of the same seeds; None where there is none.
         seeds: how many.
     """
 
     accuracy: SeedMean
     interval: tuple[float, float]
+    difference: SeedMean | None
     bits_per_byte: float | None
     seeds: int
 
@@ -84,6 +86,7 @@ class Row:
         difference: from the baseline's, of the same tasks and seeds; None where they have none in common.
         before: bits per byte of the general text before training; None of what was trained no further.
         after: the same as measured, after training.
+        more_bits: share of bits per byte beyond the baseline's, mean over cells; None where nothing has both.
         minutes: of a cell: import, pruning, training and search.
         tasks: by name.
     """
@@ -95,6 +98,7 @@ class Row:
     difference: SeedMean | None
     before: float | None
     after: float | None
+    more_bits: float | None
     minutes: float
     tasks: Mapping[str, TaskScore]
 
@@ -143,18 +147,18 @@ def summarise(cells: Iterable[CellDocument]) -> list[Row]:
     return [_row(key, found[key], dense=_baseline(found, key.model)) for key in sorted(found, key=_place)]
 
 
-def _baseline(found: Mapping[RowKey, Measured], model: str) -> dict[tuple[str, int], float]:
-    """Accuracy by task and seed."""
+def _baseline(found: Mapping[RowKey, Measured], model: str) -> dict[tuple[str, int], SubnetFigures]:
+    """By task and seed."""
     baselines = [key for key in found if key.model == model and key.is_baseline]
     own = [key for key in baselines if key.arm == BASELINE]
     begun = [key for key in baselines if key.arm != BASELINE]
     # The later of two wins.
     measured = [item for keys in (begun, own) for key in keys for item in found[key]]
-    return {(cell.task, cell.seed): figures.accuracy for cell, figures in measured}
+    return {(cell.task, cell.seed): figures for cell, figures in measured}
 
 
-def _baseline_of(cell: CellDocument, dense: Mapping[tuple[str, int], float]) -> float | None:
-    own = [figures.accuracy for figures in cell.subnets if figures.subnet == "adapted"]
+def _baseline_of(cell: CellDocument, dense: Mapping[tuple[str, int], SubnetFigures]) -> SubnetFigures | None:
+    own = [figures for figures in cell.subnets if figures.subnet == "adapted"]
     return own[0] if own else dense.get((cell.task, cell.seed))
 
 
@@ -166,39 +170,61 @@ def _place(key: RowKey) -> tuple[str, bool, float | str, int, str, int]:
     return key.model, pattern, ratio, order, key.arm, get_args(SubnetName).index(key.subnet)
 
 
-def _row(key: RowKey, measured: Measured, *, dense: Mapping[tuple[str, int], float]) -> Row:
-    baselines = {id(cell): _baseline_of(cell, dense) for cell, _ in measured}
-    shared = [item for item in measured if baselines[id(item[0])] is not None]
+@dataclass(frozen=True)
+class _Pair:
+    """What was measured, and the baseline of its task and seed where it has one."""
+
+    cell: CellDocument
+    figures: SubnetFigures
+    dense: SubnetFigures | None
+
+
+def _row(key: RowKey, measured: Measured, *, dense: Mapping[tuple[str, int], SubnetFigures]) -> Row:
+    pairs = [_Pair(cell, figures, _baseline_of(cell, dense)) for cell, figures in measured]
     tasks = sorted({cell.task for cell, _ in measured})
     return Row(
         key=key,
-        cells=len(measured),
-        paired=len(shared),
-        accuracy=_over_seeds(measured, lambda _, figures: figures.accuracy),
-        difference=_over_seeds(shared, lambda cell, figures: figures.accuracy - (baselines[id(cell)] or 0.0))
-        if shared
-        else None,
+        cells=len(pairs),
+        paired=sum(pair.dense is not None for pair in pairs),
+        accuracy=_accuracy(pairs),
+        difference=_difference(pairs),
         before=None if key.subnet in BEFORE_TRAINING else _mean(cell.bits_per_byte for cell, _ in measured),
         after=_mean(figures.bits_per_byte for _, figures in measured),
+        more_bits=_mean(map(_more_bits, pairs)),
         minutes=statistics.fmean(cell.prepare_s + cell.train_s + cell.search_s for cell, _ in measured) / 60,
-        tasks={task: _task_score([item for item in measured if item[0].task == task]) for task in tasks},
+        tasks={task: _task_score([pair for pair in pairs if pair.cell.task == task]) for task in tasks},
     )
 
 
-def _task_score(measured: Measured) -> TaskScore:
-    accuracy = _over_seeds(measured, lambda _, figures: figures.accuracy)
+def _task_score(pairs: Sequence[_Pair]) -> TaskScore:
+    accuracy = _accuracy(pairs)
     # Seeds share their rows, so that more seeds do not narrow it.
-    interval = wilson_interval(accuracy.mean, min(figures.n for _, figures in measured))
-    return TaskScore(accuracy, interval, _mean(figures.bits_per_byte for _, figures in measured), len(measured))
+    interval = wilson_interval(accuracy.mean, min(pair.figures.n for pair in pairs))
+    bits = _mean(pair.figures.bits_per_byte for pair in pairs)
+    return TaskScore(accuracy, interval, _difference(pairs), bits, len(pairs))
 
 
-def _over_seeds(measured: Measured, value: Callable[[CellDocument, SubnetFigures], float]) -> SeedMean:
+def _accuracy(pairs: Iterable[_Pair]) -> SeedMean:
+    return _over_seeds((pair.cell, pair.figures.accuracy) for pair in pairs)
+
+
+def _difference(pairs: Iterable[_Pair]) -> SeedMean | None:
+    found = [(pair.cell, pair.figures.accuracy - pair.dense.accuracy) for pair in pairs if pair.dense is not None]
+    return _over_seeds(found) if found else None
+
+
+def _more_bits(pair: _Pair) -> float | None:
+    own, dense = pair.figures.bits_per_byte, pair.dense.bits_per_byte if pair.dense else None
+    return None if own is None or dense is None else own / dense - 1
+
+
+def _over_seeds(values: Iterable[tuple[CellDocument, float]]) -> SeedMean:
     by_seed: dict[int, dict[str, float]] = {}
-    for cell, figures in measured:
-        by_seed.setdefault(cell.seed, {})[cell.task] = value(cell, figures)
-    means = [statistics.fmean(values.values()) for values in by_seed.values()]
+    for cell, value in values:
+        by_seed.setdefault(cell.seed, {})[cell.task] = value
+    means = [statistics.fmean(own.values()) for own in by_seed.values()]
     # Seeds of other tasks differ by their tasks.
-    alike = len({frozenset(values) for values in by_seed.values()}) == 1
+    alike = len({frozenset(own) for own in by_seed.values()}) == 1
     stderr = statistics.stdev(means) / math.sqrt(len(means)) if alike and len(means) > 1 else None
     return SeedMean(statistics.fmean(means), stderr)
 

@@ -63,6 +63,17 @@ def test_what_others_serve_is_told_against_the_baseline(tmp_path: Path) -> None:
     assert "dense, LoRA, taught: Q8_0 | 1 | 79.0 | -1.0 |" in text
 
 
+def test_differences_are_told_by_task_and_bits_as_a_share_of_the_baselines(tmp_path: Path) -> None:
+    write(tmp_path, cells())
+    assert main(["--output", str(tmp_path), "--report"]) == 0
+    text = (tmp_path / "report.md").read_text()
+    # Of a -2 and -3 points, of b -4 and -1; 1.2 bits for 1.1.
+    assert "| 50 % | Wanda | -2.5 ± 0.5 | -2.5 ± 1.5 | +9 |" in text
+    assert row("wanda").more_bits == pytest.approx(1.2 / 1.1 - 1)
+    assert row("wanda-elastic", "0.7").more_bits is None, "another seed"
+    assert not any(line.startswith("|  | dense, LoRA, taught: largest | +") for line in text.splitlines())
+
+
 def test_rows_are_in_order() -> None:
     assert [(row.key.ratio, row.key.arm, row.key.subnet) for row in summarise(cells())] == [
         ("", BASELINE, "largest"),
