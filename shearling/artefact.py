@@ -233,6 +233,11 @@ def named_path(path: Path) -> Path:
     return path.resolve() if path.name in ("", "..") else path
 
 
+def holds_artefact(path: Path) -> bool:
+    """Whether a directory has a manifest, whatever else is there; none of it is looked at."""
+    return _readable_manifest(path) is not None
+
+
 def unfinished_artefact(path: Path) -> Path:
     """Where the artefact that will stand at `path` is being written."""
     return path.with_name(f".{path.name}.partial")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from shearling.elastic.merge_rule import merge_rule
-from shearling.elastic.search_space import FORMAT_GROUP, SPARSITY_GROUP, SearchSpace
+from shearling.elastic.search_space import FORMAT_GROUP, SPARSITY_GROUP, SearchSpace, rounded_count
 from shearling.errors import RecipeInvalid
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.search import SearchSection
@@ -102,7 +102,7 @@ def check_effort(search: SearchSection, space: SearchSpace) -> None:
     limited = any(limit is not None for limit in (search.max_cost_share, search.max_bytes, search.max_latency_ms))
     if spends == "everything" and search.evaluations < space.size and not limited:
         raise RecipeInvalid(
-            f"the space has {space.size:.3g} sub-networks, more than {search.evaluations} evaluations",
+            f"the space has {rounded_count(space.size)} sub-networks, more than {search.evaluations} evaluations",
             where="search.evaluations",
             remedy="Raise it, or search with another algorithm",
         )

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from shearling.artefact import Artefact
 from shearling.command_line import Result
-from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space, rounded_count
 from train.super_adapter.artefact import LOG_FILE
 
 
@@ -91,7 +91,7 @@ def _super_adapter(artefact: Artefact) -> tuple[dict[str, Any], str]:
         if losses
         else {}
     )
-    words = f"{len(space.groups)} groups, {space.size:.1e} sub-networks" + (
+    words = f"{len(space.groups)} groups, {rounded_count(space.size)} sub-networks" + (
         f", loss {losses[0]:.2f} to {losses[-1]:.2f}" if losses else ""
     )
     return facts, words

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from search.strategies.grid import Grid, Indices
 from search.strategies.strategy import Effort, Trial
+from shearling.elastic.search_space import rounded_count
 from shearling.errors import UsageError
 
 MOST_LOOKED_AT = 10**6
@@ -28,12 +29,12 @@ class Exhaustive:
 
     def __init__(self, grid: Grid, effort: Effort) -> None:
         if grid.size > MOST_LOOKED_AT:
-            raise _too_many(f"{grid.size:.3g}", effort)
+            raise _too_many(rounded_count(grid.size), effort)
         limit = effort.limit
         everything = itertools.product(*(range(size) for size in grid.sizes))
         self._left = [indices for indices in everything if limit is None or limit.allows(indices)]
         if len(self._left) > effort.evaluations:
-            raise _too_many(str(len(self._left)), effort)
+            raise _too_many(rounded_count(len(self._left)), effort)
         self.planned = len(self._left)
 
     def ask(self) -> Sequence[Indices]:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -478,6 +479,13 @@ class SearchSpace(Document):
                 group.grouped, choice[group.id] // group.group
             )
         return widths
+
+
+def rounded_count(count: int) -> str:
+    """A number of sub-networks for people: all digits of a small one, two of a large one, which may be beyond what a
+    float holds.
+    """
+    return str(count) if count < 10_000 else f"{Decimal(count):.1e}"
 
 
 def read_search_space(path: Path) -> SearchSpace:

@@ -21,7 +21,7 @@ from shearling.elastic.reordering import (
     load_reordering,
     save_reordering,
 )
-from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace
+from shearling.elastic.search_space import SEARCH_SPACE_FILE, SearchSpace, rounded_count
 from shearling.elastic.super_network import (
     ADAPTER_FILE,
     SuperNetwork,
@@ -258,7 +258,7 @@ def _build_network(
         adapter, find_layers(model), model_type=model.config.model_type, widths=widths, quantization=quantization
     )
     log.print(
-        f"search space: {len(space.groups)} groups, {space.size:.2g} sub-networks, "
+        f"search space: {len(space.groups)} groups, {rounded_count(space.size)} sub-networks, "
         f"{'masked' if adapter.masked else 'plain'} adapters"
     )
     rows = read_rows(task.path, "train", most_characters=CALIBRATION_CHARACTERS)
@@ -345,7 +345,9 @@ def _fit(
             network,
             rows,
             arguments=arguments,
-            sampler=training.sampler(network.space, steps * train.gradient_accumulation),
+            sampler=training.sampler(
+                network.space, _micro_batches(train, steps, len(rows), world_size=arguments.world_size)
+            ),
             section=train,
             teacher=_teacher(training, precision=precision),
             callbacks=[StepReporter(advance, interruption)],
@@ -457,6 +459,13 @@ def _steps_of_epochs(train: TrainSection, rows: int, *, world_size: int) -> int:
     """
     batches = math.ceil(rows / (train.batch_size * world_size))
     return math.ceil((train.epochs or 1.0) * math.ceil(batches / train.gradient_accumulation))
+
+
+def _micro_batches(train: TrainSection, steps: int, rows: int, *, world_size: int) -> int:
+    """Those of so many optimiser steps, on each process: the last accumulation of an epoch may be short."""
+    batches = math.ceil(rows / (train.batch_size * world_size))
+    epochs, left = divmod(steps, math.ceil(batches / train.gradient_accumulation))
+    return epochs * batches + min(left * train.gradient_accumulation, batches)
 
 
 def _write(network: SuperNetwork, frozen: Artefact, directory: Path, history: list[dict[str, float]]) -> None:

@@ -10,23 +10,29 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shearling.artefact import sha256_file
+from shearling.artefact import holds_artefact, sha256_file
 from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
 from shearling.recipe.task import HubDataset, TaskSection
 from train.package_asset import fetch
 
 Record = Mapping[str, Any]
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TAB = "\t"
+SEPARATORS = {".csv": ",", ".tsv": TAB}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*JSON_SUFFIXES, *SEPARATORS, ".parquet")
+MAC_ARCHIVE = "__MACOSX"
+"""Directory beside what an archive of macOS holds."""
 SAVED = ("state.json", "dataset_dict.json")
 """One of them stands in what `save_to_disk` wrote."""
+
+UNQUOTED = "Where quotes are characters like others, convert the file to JSONL, or double them and enclose the cell"
 
 FORMS = "Give JSONL (an object a line), CSV, Parquet, a directory of these, or what save_to_disk of `datasets` wrote"
 
@@ -48,7 +54,7 @@ def read_records(task: TaskSection) -> Iterator[Record]:
 
 
 def data_files(path: Path) -> list[Path]:
-    """A file, or those of a directory that hold rows, sorted by name.
+    """A file, or those of a directory that hold rows, sorted by name; neither hidden ones nor what a run wrote.
 
     Raises:
         ArtefactMissing: there is nothing.
@@ -56,10 +62,25 @@ def data_files(path: Path) -> list[Path]:
     check_data_there(path)
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+    files = _files_with_rows(path)
     if not files:
         raise ArtefactMissing(f"no file with rows in this directory ({', '.join(SUFFIXES)})", where=path, remedy=FORMS)
     return files
+
+
+def _files_with_rows(directory: Path) -> list[Path]:
+    found: list[Path] = []
+    for folder, names, files in os.walk(directory):
+        here = Path(folder)
+        # In place: what is taken out is not entered. A run may stand beside the rows that it was made from.
+        names[:] = [name for name in names if not _is_hidden(name) and not holds_artefact(here / name)]
+        found += [here / name for name in files if not _is_hidden(name) and Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found)
+
+
+def _is_hidden(name: str) -> bool:
+    """Copies that editors keep, and what archives and file systems add."""
+    return name.startswith(".") or name == MAC_ARCHIVE
 
 
 def check_data_there(path: Path) -> None:
@@ -73,14 +94,14 @@ def check_data_there(path: Path) -> None:
 
 
 def digest_data(path: Path) -> str | None:
-    """What identifies the content of a file or a directory: hex sha256; None where nothing is there."""
+    """What identifies the rows of a file or a directory: hex sha256; None where nothing is there."""
     import hashlib
 
     if path.is_file():
         return sha256_file(path)
     if not path.is_dir():
         return None
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if _is_saved(path) else _files_with_rows(path)
     digests = {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
@@ -153,6 +174,7 @@ def _csv_records(path: Path, separator: str) -> Iterator[Record]:
             names = next(lines, [])
             _check_header(names, path)
             for cells in lines:
+                _check_quotes(cells, separator, where=f"{path}, line {lines.line_num}")
                 number = lines.line_num
                 if len(cells) == len(names):
                     yield dict(zip(names, cells, strict=True))
@@ -165,7 +187,19 @@ def _csv_records(path: Path, separator: str) -> Iterator[Record]:
     except UnicodeDecodeError as error:
         raise DocumentInvalid(f"not UTF-8: {error.reason}", where=f"{path}, after line {number}") from None
     except csv.Error as error:
-        raise DocumentInvalid(f"malformed CSV: {error}", where=f"{path}, after line {number}") from None
+        remedy = UNQUOTED if separator == TAB else "Double the quotes of a cell, and enclose it in quotes"
+        where = f"{path}, after line {number}"
+        raise DocumentInvalid(f"malformed CSV: {error}", where=where, remedy=remedy) from None
+
+
+def _check_quotes(cells: list[str], separator: str, *, where: str) -> None:
+    """Many files with tabs have no quotes but as characters: one at the start of a cell would swallow rows."""
+    for cell in cells if separator == TAB else ():
+        if TAB in cell and "\n" in cell:
+            lines = cell.count("\n") + 1
+            raise DocumentInvalid(
+                f"a cell that begins with a quote holds {lines} lines and a tab", where=where, remedy=UNQUOTED
+            )
 
 
 def _check_header(names: list[str], path: Path) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from train.task.chat import ChatRenderer
 
 
+ROW = "row"
+"""In templates: the record itself, unless it has a field of this name."""
+ROW_IS_A_FIELD = "One is named row: with another name for it, row[...] asks for any field"
 ANY_NAME = 'A field whose name holds spaces or dashes is written {{ row["its name"] }}'
 
 
@@ -130,11 +133,12 @@ class RowRenderer:
         """A template on the fields of a record, and on what has been made of them."""
         fields = {**record, **made}
         try:
-            rendered = str(self.templates[name].render({"row": record, **fields}))
+            rendered = str(self.templates[name].render({ROW: record, **fields}))
         except Exception as error:  # a template is code of the user's, and may raise anything
             said = str(error) if isinstance(error, self.template_error) else f"{type(error).__name__}: {error}"
-            has = f"The row has: {', '.join(fields)}"
-            remedy = has if all(field.isidentifier() for field in fields) else f"{has}. {ANY_NAME}"
+            remedy = f"The row has: {', '.join(fields)}"
+            if not all(field.isidentifier() for field in fields):
+                remedy += f". {ROW_IS_A_FIELD if ROW in record else ANY_NAME}"
             raise RecipeInvalid(f"row {number}: {said}", where=f"{self.where}.{name}", remedy=remedy) from None
         check_characters(rendered, where=f"{self.where}.{name}, row {number}")
         return rendered

@@ -24,6 +24,11 @@ def test_the_heuristic_is_the_lower_middle(size: int, index: int) -> None:
     assert Grid((size,)).heuristic == (index,)
 
 
+def test_more_candidates_than_a_float_holds_are_refused_with_their_number() -> None:
+    with pytest.raises(UsageError, match=r"takes 6\.9e\+313 evaluations, 10 are allowed"):
+        make_strategy("exhaustive", Grid((5,) * 449), Effort(evaluations=10))
+
+
 def test_heuristic_search_evaluates_one_candidate(tmp_path: Path) -> None:
     records = run(tmp_path / "j", Separable(), "heuristic")
     assert [record.choice_idx for record in records] == [(1, 1, 1, 1)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shearling.elastic.search_space import read_search_space
+from shearling.elastic.search_space import read_search_space, rounded_count
 from shearling.errors import DocumentInvalid
 from tests.support.search_spaces import make_space
 
@@ -111,3 +111,11 @@ def test_every_rank_may_be_taken_where_several_may_and_nothing_else_changes():
     assert wider.maximal() == space.maximal()
     assert (wider.adapter, wider.num_layers) == (space.adapter, space.num_layers)
     assert space.groups[1].values == (32, 16)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(1, "1"), (9_999, "9999"), (10_000, "1.0e+4"), (8_734 * 10**39, "8.7e+42"), (5**448, "1.4e+313")],
+)
+def test_a_number_of_sub_networks_is_told_however_large(count, told):
+    assert rounded_count(count) == told

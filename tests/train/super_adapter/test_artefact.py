@@ -36,7 +36,7 @@ from tests.support.tiny_models import tiny_tokenizer, wide_model
 from tests.support.tiny_runs import tiny_recipe, write_tiny_recipe
 from train.stage import run_recipe
 from train.super_adapter import artefact as super_adapter
-from train.super_adapter.artefact import LOG_FILE
+from train.super_adapter.artefact import LOG_FILE, draw_by_recipe
 from train.super_adapter.choice_sampler import RankSampler
 from train.super_adapter.resumption import CHECKPOINTS, INPUTS_FILE, deciding_inputs, differing_keys
 from train.super_adapter.trainer import newest_checkpoint
@@ -401,6 +401,26 @@ def test_epochs_and_accumulation_count_as_the_trainer_counts(tmp_path, capsys):
     assert f": {steps} steps" in capsys.readouterr().err
     log = [json.loads(line) for line in (made["super_adapter"].path / LOG_FILE).read_text().splitlines()]
     assert log[-1]["step"] == steps
+
+
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 5}])
+def test_parts_of_the_steps_are_of_micro_batches_that_there_are(length, tmp_path, monkeypatch):
+    """The accumulation at the end of an epoch is cut short."""
+    told = []
+
+    def draw(section, space, micro_batches, *, seed):
+        told.append((micro_batches, sampler := draw_by_recipe(section, space, micro_batches, seed=seed)))
+        return sampler
+
+    monkeypatch.setattr(super_adapter, "draw_by_recipe", draw)
+    train = {"epochs": None, "steps": None, **length, "batch_size": 8, "gradient_accumulation": 4}
+    made = run_recipe(tiny_recipe(tmp_path, train=train), tmp_path / "run")
+    batches = math.ceil(made["task"].manifest.details["rows"]["train"] / 8)
+    assert batches % 4, "or there is nothing to see"
+    [(micro_batches, sampler)] = told
+    assert micro_batches == sampler.drawn
+    if "epochs" in length:
+        assert micro_batches == 3 * batches
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate_and_keeps_the_checkpoint(tmp_path):

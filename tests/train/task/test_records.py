@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from shearling.artefact import write_artefact
 from shearling.errors import ArtefactMissing, DocumentInvalid, UsageError
 from shearling.evaluation.task import read_rows
 from shearling.recipe.task import TaskSection
@@ -103,6 +104,56 @@ def test_the_digest_of_a_directory_is_that_of_all_it_holds(tmp_path):
     write_jsonl(folder / "deep" / "c.jsonl", ROWS[:1])
     assert digest_data(folder) != before
     assert digest_data(tmp_path / "none") is None
+
+
+def test_what_editors_and_archives_hide_is_no_data(tmp_path):
+    folder = write_directory(tmp_path / "folder")
+    rows, digest = rendered(folder), digest_data(folder)
+    for place in (".ipynb_checkpoints/a-checkpoint.jsonl", "._a.csv", "__MACOSX/a.csv", "deep/.cache/a.jsonl"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / place, [{"body": "out of date", "urgent": 0}])
+    assert rendered(folder) == rows
+    assert digest_data(folder) == digest
+
+
+def test_what_is_no_row_decides_nothing(tmp_path):
+    folder = write_directory(tmp_path / "folder")
+    digest = digest_data(folder)
+    (folder / "notes.txt").write_text("ask again on Monday")
+    assert digest_data(folder) == digest
+    saved = write_saved(tmp_path / "saved")
+    digest = digest_data(saved)
+    [arrow, *_] = saved.glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes() + b" ")
+    assert digest_data(saved) != digest
+
+
+def test_what_a_run_wrote_into_the_directory_is_no_data(tmp_path):
+    folder = write_directory(tmp_path / "folder")
+    rows, digest = rendered(folder), digest_data(folder)
+    with write_artefact(folder / "run" / "task", kind="task") as draft:
+        write_jsonl(draft.directory / "train.jsonl")
+    assert (rendered(folder), digest_data(folder)) == (rows, digest)
+    # A file of theirs may have the name of our manifest.
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "manifest.json").write_text('{"body": "theirs", "urgent": 1}')
+    assert len(rendered(folder)) == len(rows) + 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'sentence\tlabel\n"Hello world\t1\nmiddle row\t0\nfoo"\t0\nlast\t1\n',
+        'label\tsentence\n1\t"Hello world\n0\tmiddle row\n1\tfoo"\n',
+    ],
+)
+def test_quotes_that_swallow_rows_of_a_tsv_are_named(content, tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text(content)
+    with pytest.raises(DocumentInvalid, match="a cell that begins with a quote holds 3 lines and a tab") as caught:
+        list(read_records(section(path)))
+    assert caught.value.where.endswith("line 4")
+    assert "JSONL" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,10 @@ def test_fields_of_any_name_are_those_of_the_row(tmp_path):
     path = write(tmp_path / "d.jsonl", [{"row": f"third {n}", "text": f"original {n}", "label": 0} for n in range(60)])
     kept = build_rows(section(path, text="{{ row }}"))["train"][0]
     assert kept.text.startswith("third")
+    path = write(tmp_path / "e.jsonl", [{"row": n, "Ticket Body": f"third {n}", "label": 0} for n in range(60)])
+    with pytest.raises(RecipeInvalid) as caught:
+        build_rows(section(path, text='{{ row["Ticket Body"] }}'))
+    assert "One is named row" in caught.value.remedy
 
 
 def test_a_text_of_the_row_is_there_beside_the_rendered_one(tmp_path):
