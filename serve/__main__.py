@@ -431,23 +431,22 @@ def check(
     """Guard against slowdowns: 0 passes, 1 is a regression, another answer, or inconclusive."""
     from serve.guard.regression import Demands, guard_workload
     from serve.guard.screen import verdict_screen
-    from serve.guard.stage import Reports, check_model
+    from serve.guard.stage import Reports, check_model, names_of_check
     from serve.guard.telling import require_pass
 
     reports = Reports(junit, summary)
-    reports.begin()
-    workload = guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, trace=trace, batch=batch_size)
-    verdict, benchmark = check_model(
-        target.with_format(model_format),
-        reference=against and against.with_format(model_format),
-        baseline=baseline,
-        record=record,
-        allow_other_versions=allow_other_versions,
-        demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
-        options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages, genai=genai),
-        workload=workload,
-        reports=reports,
-    )
+    with reports.whatever_comes(**names_of_check(target, against, baseline)):
+        verdict, benchmark = check_model(
+            target.with_format(model_format),
+            reference=against and against.with_format(model_format),
+            baseline=baseline,
+            record=record,
+            allow_other_versions=allow_other_versions,
+            demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
+            options=_options(device, precision, threads, hint=hint, huge_pages=huge_pages, genai=genai),
+            workload=guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, trace=trace, batch=batch_size),
+            reports=reports,
+        )
     screen = verdict_screen(verdict, benchmark)
     if verdict.outcome != "pass":
         log.print(screen, soft_wrap=False)
@@ -506,16 +505,16 @@ def bisect(
     from serve.guard.stage import Reports, find_first_slower
 
     reports = Reports(junit, summary)
-    reports.begin()
-    found = find_first_slower(
-        target.with_format(model_format),
-        versions=parse_versions(versions),
-        installation=Installation(package, tuple(also or ["numpy"]), python, environments),
-        demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
-        options=_options("CPU", precision, threads, huge_pages=huge_pages, genai=genai),
-        workload=guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, batch=batch_size),
-        reports=reports,
-    )
+    with reports.whatever_comes(name=f"{package} {versions}", candidate=target.label, reference=package):
+        found = find_first_slower(
+            target.with_format(model_format),
+            versions=parse_versions(versions),
+            installation=Installation(package, tuple(also or ["numpy"]), python, environments),
+            demands=Demands(max_ratio, max_load_ratio, max_memory_ratio, allow_other_tokens),
+            options=_options("CPU", precision, threads, huge_pages=huge_pages, genai=genai),
+            workload=guard_workload(prompt_tokens, max_new_tokens, budget_s=budget_s, batch=batch_size),
+            reports=reports,
+        )
     screen = bisection_screen(found)
     if not found.passed:
         log.print(screen)

@@ -286,6 +286,13 @@ def _explain_unforeseen(error: Exception) -> ShearlingError:
     )
 
 
+def explain(error: Exception) -> ShearlingError:
+    """Any error as what a command ends with."""
+    if isinstance(error, ShearlingError):
+        return error
+    return explain_os_error(error) if isinstance(error, OSError) else _explain_unforeseen(error)
+
+
 def explain_os_error(error: OSError) -> ShearlingError:
     """What the system refused, for users."""
     where = error.filename or None

@@ -182,6 +182,9 @@ class _Run:
 
     def measure(self, enough: Enough | None, on_block: Callable[[MeasuredBlocks], None]) -> None:
         blocks = self._workload.sessions * self._workload.repeats
+        if self._plan is None and self._block >= blocks:
+            # All there is to measure; what was interrupted is the writing.
+            return
         # A continued measurement has drawn these already.
         for _ in range(self._block):
             self._prompts.draw()

@@ -197,9 +197,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     quiet = item.get_closest_marker("latency_quiet")
     if quiet is None:
         return
-    limit = quiet.kwargs.get(
-        "noise", quiet.args[0] if quiet.args else item.config.getoption("--latency-noise") or NOISE
-    )
+    asked = item.config.getoption("--latency-noise")
+    limit = quiet.kwargs.get("noise", quiet.args[0] if quiet.args else NOISE if asked is None else asked)
     found = _calibrate(session)
     if found.noise > limit:
         session.skipped += 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve.bench.benchmark import Benchmark
@@ -14,30 +15,47 @@ from serve.guard.bisection import Bisection, Installation, bisect_versions
 from serve.guard.regression import Demands, Verdict, check_regression
 from serve.guard.reports import CheckRecord, append_summary, record_of, write_junit
 from serve.runtimes.runtime import RunOptions
-from shearling.command_line import explain_os_error
+from shearling.command_line import explain
 from shearling.destination import require_writable
 from shearling.errors import ShearlingError, UsageError
 from shearling.target import Target
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reports:
     """Files for CI.
 
     Attributes:
         junit: XML, written anew; what an earlier check left there goes first, or it would be taken for this one's.
         summary: Markdown, appended to.
+        written: whether they say what became of this command.
     """
 
     junit: Path | None = None
     summary: Path | None = None
+    written: bool = field(default=False, init=False)
 
-    def begin(self) -> None:
-        """Refuse now what would lose the verdict later.
+    @contextmanager
+    def whatever_comes(self, *, name: str, candidate: str, reference: str) -> Iterator[None]:
+        """Refuse now what would lose the verdict later, and write what prevents one where nobody else does.
+
+        Args:
+            name: of the check.
+            candidate: its label.
+            reference: likewise.
 
         Raises:
             UsageError: a file could not be written.
         """
+        self._begin()
+        try:
+            yield
+        except Exception as error:
+            if not self.written:
+                self.write([record_of(explain(error), name=name, candidate=candidate, reference=reference)])
+            raise
+
+    def _begin(self) -> None:
         if self.summary is not None:
             require_writable(self.summary)
         if self.junit is not None:
@@ -46,6 +64,7 @@ class Reports:
 
     def write(self, records: list[CheckRecord]) -> None:
         """Write those that were asked for."""
+        self.written = True
         if self.junit is not None:
             write_junit(self.junit, records)
         if self.summary is not None:
@@ -75,7 +94,7 @@ def check_model(
         demands: what the candidate has to keep.
         options: the same for both.
         workload: the same for both.
-        reports: are written whatever comes of it.
+        reports: are written with the verdict; see `Reports.whatever_comes`.
 
     Raises:
         UsageError: not exactly one of `reference` and `baseline`, or what the one that is given knows nothing of.
@@ -97,26 +116,26 @@ def check_model(
             "--allow-other-versions is of --baseline; a reference is measured anew",
             remedy="Leave it out: two environments may hold different versions",
         )
-    against = str(baseline) if reference is None else reference.label
-    names = {"name": f"{candidate.label} against {against}", "candidate": candidate.label, "reference": against}
-    try:
-        if reference is not None:
-            found = check_regression(candidate, reference, demands=demands, options=options, workload=workload)
-        elif baseline is not None:
-            found = check_baseline(
-                candidate,
-                baseline,
-                max_ratio=demands.max_ratio,
-                options=options,
-                workload=workload,
-                record=record,
-                allow_other_versions=allow_other_versions,
-            )
-    except (ShearlingError, OSError) as error:
-        reports.write([record_of(_explained(error), **names)])
-        raise
-    reports.write([record_of(found, **names)])
+    if reference is not None:
+        found = check_regression(candidate, reference, demands=demands, options=options, workload=workload)
+    elif baseline is not None:
+        found = check_baseline(
+            candidate,
+            baseline,
+            max_ratio=demands.max_ratio,
+            options=options,
+            workload=workload,
+            record=record,
+            allow_other_versions=allow_other_versions,
+        )
+    reports.write([record_of(found, **names_of_check(candidate, reference, baseline))])
     return found
+
+
+def names_of_check(candidate: Target, reference: Target | None, baseline: Path | None) -> dict[str, str]:
+    """What reports call a check and its two sides."""
+    against = str(baseline) if reference is None else reference.label
+    return {"name": f"{candidate.label} against {against}", "candidate": candidate.label, "reference": against}
 
 
 def find_first_slower(
@@ -138,7 +157,7 @@ def find_first_slower(
         demands: what a version has to keep.
         options: the same for all.
         workload: of each check.
-        reports: one record for each check, or for what prevents it; written whatever comes of it.
+        reports: one record for each check, or for what prevents it.
 
     Raises:
         UsageError: an environment was given.
@@ -163,7 +182,7 @@ def find_first_slower(
         try:
             found = check_regression(sides[0], sides[1], demands=demands, options=options, workload=workload)
         except (ShearlingError, OSError) as error:
-            records.append(record_of(_explained(error), **names))
+            records.append(record_of(explain(error), **names))
             raise
         records.append(record_of(found, **names))
         return found[0], records[-1]
@@ -174,12 +193,8 @@ def find_first_slower(
         # Where no check has failed, an environment has.
         if all(record.verdict is not None for record in records):
             names = {"candidate": target.label, "reference": versions[0]}
-            records.append(record_of(_explained(error), name=f"{installation.package} {', '.join(versions)}", **names))
+            records.append(record_of(explain(error), name=f"{installation.package} {', '.join(versions)}", **names))
         raise
     finally:
         if records:
             reports.write(records)
-
-
-def _explained(error: ShearlingError | OSError) -> ShearlingError:
-    return error if isinstance(error, ShearlingError) else explain_os_error(error)

@@ -95,6 +95,10 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
+BACKLOG = 2048
+"""Clients that may wait to be let in, as uvicorn has it."""
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Take an address, without listening yet.
 
@@ -116,6 +120,23 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        remedy = "Give another --port, or 0 for any that is free" if error.errno == errno.EADDRINUSE else "Give another"
-        raise EnvironmentFault(f"cannot listen on {host}:{port}: {error.strerror}", remedy=remedy) from None
+        raise _cannot_listen(error, host, port) from None
     return listener
+
+
+def start_listening(listener: socket.socket) -> None:
+    """Let clients in: `bind` keeps an address from whoever listens there, not from another that has bound it too.
+
+    Raises:
+        EnvironmentFault: another process was the first to listen.
+    """
+    host, port = listener.getsockname()[:2]
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(error, host, port) from None
+
+
+def _cannot_listen(error: OSError, host: str, port: int) -> EnvironmentFault:
+    remedy = "Give another --port, or 0 for any that is free" if error.errno == errno.EADDRINUSE else "Give another"
+    return EnvironmentFault(f"cannot listen on {host}:{port}: {error.strerror}", remedy=remedy)

@@ -56,6 +56,7 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
     Raises:
         PackageMissing: the extra is not installed.
         UsageError: two models of one name, an empty API key, no such address.
+        EnvironmentFault: the address is taken.
         ArtefactError: a directory cannot be used.
         RuntimeCrashed: the processes of all models have died.
         CheckFailed: the grace was over, or a second signal came, before all answers were given.
@@ -107,9 +108,12 @@ def serve_models(models: Sequence[NamedTarget], *, options: RunOptions, limits: 
 
 
 async def _serve(models: Sequence[ServedModel], server: DrainingServer, listener: socket.socket) -> None:
+    from serve.http.server import start_listening
+
     with _cancelled_by_sigterm():
         try:
             await _load(models)
+            start_listening(listener)
             await server.serve(sockets=[listener])
         finally:
             # It ends already, and soon.

@@ -214,6 +214,18 @@ def test_a_check_takes_turns_and_a_benchmark_does_not(deployment: Deployment, mo
     assert not can_take_turns("GPU")
 
 
+def test_a_benchmark_that_was_measured_whole_measures_no_more(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is continued may have lacked nothing but its artefact."""
+    workload, result = make_workload(4, 4, repeats=2), MeasuredBlocks([[]], [[]])
+    measure([deployment], RunOptions(threads=1), workload, result=result)
+    assert len(result.samples) == 2
+    monkeypatch.setattr("serve.bench.measurement.WorkerProcess", pytest.fail)
+    measure([deployment], RunOptions(threads=1), workload, result=result)
+    assert (len(result.samples), len(result.loads[0])) == (2, 1)
+
+
 def test_where_one_side_guesses_there_are_no_turns(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.bench.measurement.generate_in_turns", pytest.fail)
     guessing = deployment.model_copy(update={"properties": {"PROMPT_LOOKUP": "3"}})

@@ -187,6 +187,8 @@ def test_a_noisy_machine_skips_what_asks_for_quiet_and_says_so(
         ]
     )
     run(project, "--latency-noise", "0.3").assert_outcomes(passed=3)
+    monkeypatch.setenv("NOISE", "0.02")
+    run(project, "--latency-noise", "0").assert_outcomes(passed=2, skipped=1)
 
 
 def test_a_mark_that_says_something_else_is_refused(project: pytest.Pytester) -> None:

@@ -10,7 +10,9 @@ import pytest
 from serve.bench.statistics import Estimate
 from serve.guard.regression import GUARDED, Verdict
 from serve.guard.reports import CheckRecord, append_summary, outcome_counts, record_of, write_junit, write_report
+from serve.guard.stage import Reports
 from shearling.errors import PackageMissing
+from tests.support.serve_command import serve
 
 NASTY = 'a \x1b[31mred\x1b[0m <b>|`word`|</b> & "quoted" ]]> \x00 line\nbreak \ufffe é 漢'
 
@@ -76,3 +78,40 @@ def test_the_page_holds_text_as_text(records: list[CheckRecord], tmp_path: Path)
     assert "<b>" not in page
     assert page.count("<h2>") == 4
     assert outcome_counts(records) == {"pass": 1, "regression": 1, "inconclusive": 1, "error": 1}
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("no such", name="tokenizers"), FileNotFoundError(2, "none")])
+def test_whatever_prevents_a_verdict_is_written_once(error: Exception, tmp_path: Path) -> None:
+    reports = Reports(tmp_path / "junit.xml")
+    with pytest.raises(type(error)), reports.whatever_comes(name="a", candidate="b", reference="c"):
+        raise error
+    [case] = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+    [failure] = case
+    told = f"{failure.attrib} {failure.text}"
+    assert ("tokenizers is not installed" in told) == isinstance(error, ModuleNotFoundError)
+
+    reports = Reports(summary=tmp_path / "summary.md")
+    reports.write([record_of(PackageMissing("said before"), name="a", candidate="b", reference="c")])
+    written = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    with pytest.raises(type(error)), reports.whatever_comes(name="a", candidate="b", reference="c"):
+        raise error
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == written
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--against", "b", "--trace", "none.jsonl"), 2),
+        (("--against", "b", "--max-new-tokens", "1"), 2),
+        (("--against", "b", "--baseline", "c"), 2),
+        (("--baseline", "c", "--max-load-ratio", "1.2"), 2),
+        (("--against", "b"), 3),
+    ],
+)
+def test_a_check_that_cannot_begin_says_so_to_ci(options: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    report = tmp_path / "junit.xml"
+    report.write_text("of an earlier check")
+    done = serve("check", tmp_path / "a", *options, "--junit", report)
+    assert done.returncode == code, done.stderr
+    [suite] = ElementTree.parse(report).getroot()
+    assert len(suite.findall("testcase/error")) == 1
