@@ -134,7 +134,7 @@ def check_model(
 
 def names_of_check(candidate: Target, reference: Target | None, baseline: Path | None) -> dict[str, str]:
     """What reports call a check and its two sides."""
-    against = str(baseline) if reference is None else reference.label
+    against = str(baseline or "nothing") if reference is None else reference.label
     return {"name": f"{candidate.label} against {against}", "candidate": candidate.label, "reference": against}
 
 
