@@ -337,6 +337,7 @@ def trace(
     if program is None:
         raise ValueError("torch.onnx.export returned nothing")
     name_weights(program.model)
+    _as_products(program.model.graph)
     return program
 
 
@@ -403,6 +404,27 @@ def name_weights(graph_model: Any) -> None:
             output.metadata_props.clear()
     for value in (*graph_model.graph.inputs, *graph_model.graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def _as_products(graph: Any) -> None:
+    """Write linears of flat inputs, [tokens, width], as all others are written: a transposition, a product, and a sum
+    where there is a bias. So are experts, whose tokens are gathered, and the MLP of OPT; the exporter makes Gemm of
+    them, in which nothing that stores or reads weights would look for one.
+    """
+    import onnx_ir
+    from onnx_ir.convenience import replace_nodes_and_values
+
+    for gemm in [node for node in graph if node.op_type == "Gemm"]:
+        x, weight, *rest = gemm.inputs
+        scaled = any(gemm.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+        transposed = [gemm.attributes.get_int(name, 0) for name in ("transA", "transB")]
+        if scaled or transposed != [0, 1] or not weight.is_initializer():
+            continue
+        turned = onnx_ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{gemm.name}_transpose")
+        nodes = [turned, onnx_ir.node("MatMul", [x, turned.outputs[0]], name=gemm.name)]
+        if rest and rest[0] is not None:
+            nodes.append(onnx_ir.node("Add", [nodes[-1].outputs[0], rest[0]], name=f"{gemm.name}_bias"))
+        replace_nodes_and_values(graph, gemm, [gemm], nodes, gemm.outputs, nodes[-1].outputs)
 
 
 def onnx_logits(directory: Path, blocks: Blocks) -> LogitsInTurn:

@@ -88,7 +88,9 @@ def round_layers(
     errors: dict[str, float] = {}
     device = next(model.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        states = capture(model, transformer, windows, batch_size=BATCH)
+        # The first layer computes, once, to show the form of what a layer gives.
+        with hold(0):
+            states = capture(model, transformer, windows, batch_size=BATCH)
         with progress(f"int{bits}, layer by layer", total=len(transformer.layers)) as advance:
             for index, layer in enumerate(transformer.layers):
                 linears = {path: item for path, item in transformer.linears_of(index).items() if path in groups}

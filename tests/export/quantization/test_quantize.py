@@ -309,6 +309,17 @@ def test_an_encoder_is_rounded_too(text) -> None:
     assert all(matrix.values.any() for matrix in found.matrices.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_where_the_processor_does_not_multiply_it(dtype, text, monkeypatch) -> None:
+    monkeypatch.setattr(quantize_module, "resolve_precision", lambda *_, **__: "fp32")
+    halved = wide_model().to(dtype)
+    found = quantize(halved, tiny_tokenizer(), plan(text), classifier=False)
+    exact = quantize(halved.float(), tiny_tokenizer(), plan(text), classifier=False)
+    assert found.matrices.keys() == exact.matrices.keys()
+    for path, matrix in found.matrices.items():
+        assert np.array_equal(matrix.values, exact.matrices[path].values)
+
+
 def test_short_text_makes_shorter_windows_and_too_short_is_refused(model, tmp_path) -> None:
     def read(words: int) -> Tensor:
         path = tmp_path / "text.txt"
