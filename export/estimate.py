@@ -61,6 +61,7 @@ class WeightSizes:
         widest: most columns of such a one.
         rows: of the vocabulary.
         stored_bytes: in the files.
+        float16: whether some are, of which OpenVINO takes no view, as it does of bfloat16.
     """
 
     parameters: int
@@ -70,6 +71,7 @@ class WeightSizes:
     widest: int
     rows: int
     stored_bytes: int
+    float16: bool = False
 
 
 def read_sizes(directory: Path, *, rows: int) -> WeightSizes:
@@ -92,6 +94,7 @@ def read_sizes(directory: Path, *, rows: int) -> WeightSizes:
         widest=max((tensor.shape[1] for tensor in others), default=0),
         rows=rows,
         stored_bytes=weights.size_bytes,
+        float16=any(tensor.dtype == "float16" for tensor in weights.tensors.values()),
     )
 
 
@@ -219,23 +222,34 @@ def _writing_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
     """What is held of a format until its file is complete."""
     if not planned.entry.takes_weight_format:
         return 0
-    number_format = planned.storage.weight_format
-    halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
+    number_format, name = planned.storage.weight_format, planned.entry.name
+    made = 0
     if number_format.integers:
+        made = file_bytes(sizes, planned) - (FLOAT32_BYTES * sizes.vocabulary if name == "onnx" else 0)
+    elif name == "openvino" and not _is_halved(sizes) and number_format.bits == 16:
         made = file_bytes(sizes, planned)
-        if planned.entry.name == "onnx":
-            made -= FLOAT32_BYTES * sizes.vocabulary
-    elif planned.entry.name == "openvino":
-        # Views of the files, but where the type is another one.
-        made = 0 if halved == (number_format.bits == 16) else file_bytes(sizes, planned)
+    return made * (2 if planned.storage.sparse_kernel else 1) + _widened_bytes(sizes, planned)
+
+
+def _widened_bytes(sizes: WeightSizes, planned: PlannedFormat) -> int:
+    """Copies in float32 of weights in half precision, where a graph holds all of them before it is written."""
+    number_format, name = planned.storage.weight_format, planned.entry.name
+    if name == "onnx-genai":
+        # In float32 these are copies, too, of what the file is made of.
+        copied = _is_halved(sizes) or not number_format.integers
     else:
-        made = FLOAT32_BYTES * sizes.parameters if planned.entry.name == "onnx-genai" else 0
-    return made * (2 if planned.storage.sparse_kernel else 1)
+        viewed = not sizes.float16 and (number_format.integers or number_format.name == "bf16")
+        copied = name == "openvino" and _is_halved(sizes) and not viewed
+    return FLOAT32_BYTES * sizes.parameters if copied else 0
+
+
+def _is_halved(sizes: WeightSizes) -> bool:
+    return sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
 
 
 def _rounded_bytes(sizes: WeightSizes) -> int:
     """Of a frozen model in float32, which is a view of its files only if they are, and the integers of its layers."""
-    copied = sizes.parameters if sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters else 0
+    copied = sizes.parameters if _is_halved(sizes) else 0
     return FLOAT32_BYTES * copied + sizes.parameters - sizes.vocabulary
 
 
@@ -246,8 +260,7 @@ def _quantization_bytes(sizes: WeightSizes, planned: PlannedQuantization | None)
     if planned.algorithms:
         return _nncf_bytes(sizes, planned)
     if needs_copy(planned):
-        halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
-        models = ((2 if halved else 1) * FLOAT32_BYTES + 1) * sizes.parameters
+        models = ((2 if _is_halved(sizes) else 1) * FLOAT32_BYTES + 1) * sizes.parameters
         # While scales are tuned, the weights that they make wait for the backward.
         tuned = sizes.parameters if planned.all_layers else sizes.parameters - sizes.vocabulary
         return models + (FLOAT32_BYTES * tuned if planned.tuning_steps else 0)
@@ -259,5 +272,4 @@ def _nncf_bytes(sizes: WeightSizes, planned: PlannedQuantization) -> int:
     if "gptq" in planned.algorithms:
         kept = 2 * planned.samples * CALIBRATION_TOKENS * sizes.widest
         return int(GPTQ_BYTES * sizes.parameters) + FLOAT32_BYTES * kept
-    halved = sizes.stored_bytes < FLOAT32_BYTES * sizes.parameters
-    return int((NNCF_BYTES + FLOAT32_BYTES * halved) * sizes.parameters)
+    return int((NNCF_BYTES + FLOAT32_BYTES * _is_halved(sizes)) * sizes.parameters)

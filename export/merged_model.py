@@ -163,14 +163,14 @@ def _reference(subject: ExportSubject, blocks: Blocks, plan: ExportPlan) -> Merg
     # A decoder is stored with its cache on, whatever training left in its configuration; a classifier has none.
     subject.model.config.use_cache = plan.head == "language_model"
     held_back = None
-    if plan.stores_integers and plan.request.verify != "off":
+    if plan.runs_integers:
         held_back = read_held_back(subject.model, subject.tokenizer, plan.task, head=plan.head)
     return MergedReference(subject.model, plan.head, blocks, held_back)
 
 
 def ask_task(subject: ExportSubject, plan: ExportPlan) -> TaskReference | None:
     """The merged model's answers to the run's validation rows, where a file with rounded weights will be asked them."""
-    if not plan.stores_integers or plan.request.verify == "off":
+    if not plan.runs_integers:
         return None
     return ask_reference(subject.model, subject.tokenizer, plan.task, head=plan.head)
 

@@ -108,9 +108,10 @@ class ExportPlan:
         return Run(self.frozen.path.parent).task
 
     @property
-    def stores_integers(self) -> bool:
-        """Whether a format rounds weights to integers."""
-        return any(item.storage.weight_format.integers for item in self.formats)
+    def runs_integers(self) -> bool:
+        """Whether a format that rounds weights to integers will be run whole, and asked held-back rows."""
+        whole = any(item.storage.weight_format.integers and item.parts == 1 for item in self.formats)
+        return whole and self.request.verify != "off"
 
     @property
     def parents(self) -> dict[str, Artefact]:

@@ -10,6 +10,7 @@ import pytest
 import export.plan
 from export.estimate import FIXED_POSITIONS, WeightSizes, estimate_export, keep_pages, parts_to_run, read_sizes
 from export.formats.export_format import PlannedFormat, Storage
+from export.merged_model import ask_task
 from export.plan import plan_frozen
 from export.quantization.settings import PlannedQuantization
 from export.quantization.text import CalibrationText
@@ -54,6 +55,33 @@ def test_a_model_of_8b_is_written_in_less_than_its_own_size():
     # The checkpoint is the merge's own; beside it the integers, and a vocabulary in eight bits.
     assert 16e9 + 4e9 < both.disk_bytes < 16e9 + 6e9
     assert estimate(planned("hf")).memory_bytes < 12 * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "float16", "copied"),
+    [
+        ("openvino", "int8", False, False),
+        ("openvino", "bf16", False, False),
+        ("openvino", "fp16", False, True),
+        ("openvino", "fp32", False, True),
+        ("openvino", "int8", True, True),
+        ("openvino", "bf16", True, True),
+        ("openvino", "fp16", True, True),
+        ("onnx-genai", "int8", False, True),
+        ("onnx-genai", "int4", True, True),
+        ("onnx", "int8", True, False),
+    ],
+)
+def test_copies_in_float32_of_half_precision_are_counted(name, weights, float16, copied):
+    """Of OpenVINO's graph, which takes views of bfloat16 alone, and of that which is made for GenAI of ONNX Runtime."""
+    halved = replace(LLAMA_8B, float16=float16)
+    exact = replace(LLAMA_8B, stored_bytes=4 * LLAMA_8B.parameters)
+    item = planned(name, weights)
+    told, least = (
+        estimate_export(sizes, [item], None, merges=True, positions=0).memory_bytes for sizes in (halved, exact)
+    )
+    assert (told > 4 * LLAMA_8B.parameters) == copied
+    assert least < 4 * LLAMA_8B.parameters or name == "onnx-genai"
 
 
 def test_a_format_is_charged_for_the_libraries_that_it_loads():
@@ -201,6 +229,7 @@ def test_sizes_are_those_of_the_model(base):
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert sizes.vocabulary == model.lm_head.weight.numel()
     assert sizes.stored_bytes == 4 * sizes.parameters
+    assert not sizes.float16
 
 
 @pytest.mark.parametrize("ample", [True, False])
@@ -240,3 +269,14 @@ def test_a_plan_says_what_it_takes(base, tmp_path):
     assert re.fullmatch(r"[\d.]+ [MG]iB", facts["memory"])
     assert facts["measured_by_layers"] == []
     assert json.dumps(facts)
+
+
+@pytest.mark.parametrize(("parts", "verify", "runs"), [(1, "strict", True), (2, "strict", False), (1, "off", False)])
+def test_what_is_measured_by_layers_answers_no_task(base, tmp_path, parts, verify, runs):
+    request = ExportRequest(tmp_path / "out", formats=("openvino",), weight_format="int8", verify=verify)
+    plan = plan_frozen(base, request)
+    plan = replace(plan, formats=tuple(replace(item, parts=parts) for item in plan.formats))
+    assert plan.runs_integers == runs
+    if not runs:
+        # Nothing is computed: there is no model here.
+        assert ask_task(None, plan) is None
