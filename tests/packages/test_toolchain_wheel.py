@@ -157,6 +157,8 @@ def test_the_guard_alone_brings_no_torch_and_checks_a_model(guard, tmp_path):
     heavy = ("torch", "transformers", "openvino", "onnxruntime")
     question = f"import importlib.util; print([name for name in {heavy} if importlib.util.find_spec(name)])"
     assert run(guard, "-c", question, directory=tmp_path).stdout.strip() == "[]"
+    # Prompts of a trace become tokens without the runtime.
+    assert run(guard, "-c", "import tokenizers", directory=tmp_path).returncode == 0
     operators = openvino.opset13
     ids = operators.parameter([-1, -1], dtype=openvino.Type.i64, name="input_ids")
     table = operators.constant([[float((3 * row + 1) % 300 == column) for column in range(300)] for row in range(300)])
