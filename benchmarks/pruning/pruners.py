@@ -50,8 +50,8 @@ PRUNERS: Mapping[str, Pruner] = {
         Pruner(DENSE, "dense", {"method": "magnitude"}, reads_text=False),
         *map(_of_arm, ("magnitude", "wanda", "sparsegpt", "alps", "refit", "swapped", "tuned", "owl", "searched")),
         Pruner("healed", "Wanda, refit, healed", HEALED),
-        Pruner("healed-50", "the same, 50 steps", {**HEALED, "healing": {**HEALING, "steps": 50}}),
-        Pruner("healed-400", "the same, 400 steps", {**HEALED, "healing": {**HEALING, "steps": 400}}),
+        Pruner("healed-50", "refit, healed, 50 steps", {**HEALED, "healing": {**HEALING, "steps": 50}}),
+        Pruner("healed-400", "refit, healed, 400 steps", {**HEALED, "healing": {**HEALING, "steps": 400}}),
         Pruner("sparsegpt-healed", "SparseGPT, healed", {"method": "sparsegpt", "healing": HEALING}),
         Pruner("alps-healed", "ALPS, healed", {"method": "alps", "healing": HEALING}),
         Pruner(
