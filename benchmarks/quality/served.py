@@ -64,7 +64,8 @@ def dense_files(
     write_adapted(open_dense(run), open_artefact(run.super_adapter, kind="super_adapter"), served, force=True)
     stock: dict[Integers, ServedName] = {"int8": "openvino-int8", "int4": "openvino-int4"}
     for weights, name in stock.items():
-        # The scales are not tuned, which takes as long as the LoRA: `best` is ours, no exporter of theirs has it.
+        # Ours too: their own exporters round further from the model (docs/quantization.md). Tuning the
+        # scales would take as long as the LoRA.
         directory = export_frozen(served, _request(run, weights, preset="balanced")).path / "openvino"
         yield _score(evaluator, Target(directory), text, name)
     if llama_cpp is not None:

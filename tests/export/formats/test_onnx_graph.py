@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -71,9 +72,9 @@ def test_linears_of_flat_inputs_are_quantized_like_the_others(
 ) -> None:
     """Those of experts see tokens, [tokens, width], and with a bias one product and a sum."""
     torch.manual_seed(0)
-    model = FlatLinears().eval()
+    model: Any = FlatLinears().eval()
     graph = trace(
-        TracedFlat(model),  # type: ignore[arg-type] # a module is enough
+        TracedFlat(model),
         {"x": torch.randn(2, 3, WIDTH)},
         shapes={"x": {0: "batch", 1: "sequence"}},
         inputs=["x"],
