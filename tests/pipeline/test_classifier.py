@@ -371,7 +371,7 @@ def test_onnx_runtime_runs_a_packed_classifier(pruned: Run, tmp_path: Path) -> N
         exported = export_subnet(pruned.search / "best.json", request)
         logits[kernel] = np.concatenate(onnx_class_logits(exported.path / "onnx", blocks))
     report = exported.report
-    assert {layer.path for layer in report.packings["onnx"].layers} == load_masks(pruned.sparse / MASK_FILE).keys()
+    assert {layer.path for layer in report.packings["onnx"].layers} >= load_masks(pruned.sparse / MASK_FILE).keys()
     np.testing.assert_allclose(logits["sparse"], logits["stock"], atol=0.02 * np.abs(logits["stock"]).max())
 
 

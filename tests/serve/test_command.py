@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -197,11 +198,15 @@ def test_bad_requests(export: Path, arguments: list[str], code: int, words: str)
 
 @pytest.mark.parametrize("command", ["check", "bisect"])
 def test_what_an_earlier_check_left_is_not_taken_for_this_one(export: Path, tmp_path: Path, command: str) -> None:
+    """A job that shows the file tells of the refusal, not of the check before."""
     report = tmp_path / "latency.xml"
-    report.write_text("<testsuites/>")
+    report.write_text('<testsuites><testsuite name="earlier"/></testsuites>')
     more = ("--against", export) if command == "check" else ("--versions", "1,2")
     assert serve(command, export, *more, "--budget", "0", "--junit", report).returncode == 2
-    assert not report.exists()
+    (suite,) = ElementTree.parse(report).getroot()
+    assert (suite.attrib["tests"], suite.attrib["errors"], suite.attrib["failures"]) == ("1", "1", "0")
+    (error,) = suite.iter("error")
+    assert "--budget" in error.attrib["message"]
 
 
 def test_a_flipped_bit_is_exit_3(copy_of) -> None:

@@ -288,7 +288,7 @@ def test_exhaustive_asks_for_everything_once_and_finds_the_optimum(tmp_path: Pat
     assert [record.choice_idx for record in cheap] == [each for each in everything() if objective.params(each) <= most]
 
 
-@pytest.mark.parametrize(("sizes", "count"), [(SIZES, "81"), ((3,) * 40, r"1.22e\+19")])
+@pytest.mark.parametrize(("sizes", "count"), [(SIZES, "81"), ((3,) * 40, r"1.2e\+19")])
 def test_exhaustive_refuses_what_it_may_not_finish(sizes: tuple[int, ...], count: str) -> None:
     with pytest.raises(UsageError, match=f"takes {count} evaluations, 80 are allowed"):
         make_strategy("exhaustive", Grid(sizes), Effort(80))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -116,7 +117,8 @@ def test_what_does_not_end_in_time_is_told(export: Path, how: str) -> None:
         code, told = server.end()
         assert time.monotonic() - ended_s < LAST_ANSWERS_S
     assert code == 1
-    assert f"{REQUESTS} of {REQUESTS} requests were not answered" in told["message"]
+    # One may still be finished in the time for last answers, never all of them.
+    assert re.match(rf"[1-{REQUESTS}] of {REQUESTS} requests were not answered", told["message"])
     assert "--grace," in told["remedy"]
 
 
