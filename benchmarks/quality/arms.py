@@ -15,6 +15,8 @@ from shearling.registry.pruning_patterns import PRUNING_PATTERNS
 
 BASELINE = "dense-taught"
 """The arm that the others are told against: LoRA on dense weights, taught to keep the language as the others are."""
+PIPELINE = "adapted-elastic"
+"""The arm that is today's recipe."""
 LORA_STEPS = 200
 """Of the LoRA on dense weights that is the baseline, and that the `adapted` arms begin with. 100 leave seven points of
 poker hands unlearnt that 200 learn, and two of headlines that 300 do (docs/log/training.md)."""
@@ -140,7 +142,7 @@ ARMS: Mapping[str, Arm] = {
         ),
         Arm("adapted", "LoRA, healed, LoRA", sparsity=HEALED, train=BY_THE_ADAPTED, adapted=True),
         Arm(
-            "adapted-elastic",
+            PIPELINE,
             "LoRA, healed, elastic",
             sparsity=HEALED,
             adapter=BY_RANK,

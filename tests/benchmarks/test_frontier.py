@@ -7,12 +7,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.frontier import chart, main, place_models, table
+from benchmarks.frontier import chart, main, place_files, place_models, table
+from benchmarks.quality.cell import SubnetName
+from benchmarks.quality.summary import Row, RowKey, SeedMean
 from serve.bench.benchmark import BenchmarkSubject
 from serve.bench.statistics import Estimate
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RuntimeFacts
-from shearling.errors import ArtefactMismatch
+from shearling.errors import ArtefactMismatch, ArtefactMissing
 from shearling.evaluation.scoreboard import Score, Scoreboard
 
 
@@ -89,12 +91,12 @@ def board(*scores: Score) -> Scoreboard:
 
 def test_a_model_has_the_accuracy_of_its_own_files() -> None:
     places = place_models(board(*SCORES), SUBJECTS)
-    assert [(place.name, place.score.accuracy) for place in places] == [
-        ("Q4_0", 0.84),
-        ("sparse-int4", 0.84),
-        ("sparse-int8", 0.86),
-        ("lora, GROUP=0", 0.85),
-        ("lora", 0.85),
+    assert [(place.name, place.accuracy.told) for place in places] == [
+        ("Q4_0", "84.0 (82-86)"),
+        ("sparse-int4", "84.0 (82-86)"),
+        ("sparse-int8", "86.0 (84-88)"),
+        ("lora, GROUP=0", "85.0 (83-87)"),
+        ("lora", "85.0 (83-87)"),
     ]
     assert [place.runtime for place in places][:2] == ["llama.cpp", "OpenVINO"]
     # Of the whole batch.
@@ -104,17 +106,17 @@ def test_a_model_has_the_accuracy_of_its_own_files() -> None:
 def test_the_environment_of_a_peer_is_no_part_of_its_name() -> None:
     label = "p/Q4_0.gguf@environment=p,GROUP=0"
     (place,) = place_models(board(*SCORES), [timed(label, 240, kind="gguf", property_of=True)])
-    assert (place.name, place.score.accuracy) == ("Q4_0, GROUP=0", 0.84)
+    assert (place.name, place.accuracy.value) == ("Q4_0, GROUP=0", 84)
     (place,) = place_models(board(*SCORES, scored(label, 0.83)), [timed(label, 240, kind="gguf", property_of=True)])
-    assert place.score.accuracy == 0.83
+    assert place.accuracy.value == 83
 
 
 def test_what_no_other_passes_is_bold_and_on_the_line() -> None:
     places = place_models(board(*SCORES), SUBJECTS)
-    bold = [line.split("**")[1] for line in table(places).splitlines() if "**" in line]
+    bold = [line.split("**")[1] for line in table(places, measure="%").splitlines() if "**" in line]
     # As accurate as Q4_0 and slower is passed; slower and more accurate is not.
     assert bold == ["Q4_0", "sparse-int8"]
-    drawing = ElementTree.fromstring(chart(places, ours=("sparse-int8", "sparse-int4")))
+    drawing = ElementTree.fromstring(chart(places, ours=("sparse-int8", "sparse-int4"), measure="%"))
     lines = [element for element in drawing.iter() if element.tag.endswith("polyline")]
     assert len(lines) == 1
     assert len(lines[0].attrib["points"].split()) == len(bold)
@@ -124,7 +126,7 @@ def test_what_no_other_passes_is_bold_and_on_the_line() -> None:
 
 def test_equal_models_do_not_pass_each_other() -> None:
     places = place_models(board(SCORES[1]), [SUBJECTS[0], SUBJECTS[0]])
-    assert table(places).count("**lora**") == 2
+    assert table(places, measure="%").count("**lora**") == 2
 
 
 def test_a_model_without_accuracy_and_two_tasks_are_refused() -> None:
@@ -134,10 +136,63 @@ def test_a_model_without_accuracy_and_two_tasks_are_refused() -> None:
         place_models(board(*SCORES, scored("x/lora", 0.9, task="other")), SUBJECTS)
 
 
+def row(subnet: SubnetName, points: float, *, paired: int = 9) -> Row:
+    return Row(
+        key=RowKey("smollm2", "", "a", subnet),
+        cells=9,
+        paired=paired,
+        accuracy=SeedMean(0.88, 0.01),
+        difference=SeedMean(points / 100, 0.002) if paired else None,
+        before=None,
+        after=1.5,
+        more_bits=None,
+        minutes=1.0,
+        tasks={},
+    )
+
+
+ROWS = (
+    row("openvino-int8", 0.04),
+    row("packed", 0.71),
+    row("packed-int4", -0.3),
+    row("Q4_0", -1.0),
+    row("searched", 9),
+)
+FILES = {"lora": "openvino-int8", "sparse-int8": "packed", "sparse-int4": "packed-int4"}
+
+
+def test_a_timed_file_stands_for_those_of_all_cells() -> None:
+    places = place_files(ROWS, SUBJECTS, FILES)
+    assert [(place.name, place.accuracy.told) for place in places] == [
+        ("Q4_0", "-1.0 ± 0.2"),
+        ("sparse-int4", "-0.3 ± 0.2"),
+        ("sparse-int8", "+0.7 ± 0.2"),
+        ("lora, GROUP=0", "+0.0 ± 0.2"),
+        ("lora", "+0.0 ± 0.2"),
+    ]
+    # One with a property may stand for another file than the one without.
+    other = place_files(ROWS, SUBJECTS, {**FILES, "lora, GROUP=0": "Q4_0"})
+    assert other[3].accuracy.value == -1.0
+    assert "| **sparse-int8** |" in table(places, measure="points")
+
+
+def test_means_of_other_cells_and_files_that_they_lack_are_refused() -> None:
+    with pytest.raises(ArtefactMissing, match="no file lora with a baseline"):
+        place_files(ROWS, SUBJECTS, {})
+    with pytest.raises(ArtefactMissing, match="no file searched"):
+        place_files(ROWS, SUBJECTS, {**FILES, "lora": "searched"})
+    with pytest.raises(ArtefactMismatch, match="different cells: openvino-int8 9, Q4_0 4"):
+        place_files([ROWS[0], row("Q4_0", 0, paired=4)], SUBJECTS, FILES)
+
+
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--speed", str(tmp_path), "--ours", "sparse", "--output", str(tmp_path / "chart.svg")]
     assert main(["--accuracy", str(tmp_path / "none.json"), *options]) == 3
     assert "none.json" in capsys.readouterr().err
+    assert main(["--cells", str(tmp_path), *options]) == 3
+    with pytest.raises(SystemExit, match="2"):
+        main(["--cells", str(tmp_path), "--file", "name", *options])
+    assert "name is not NAME=FILE" in capsys.readouterr().err
     assert not (tmp_path / "chart.svg").exists()
 
 
