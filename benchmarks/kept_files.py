@@ -71,9 +71,19 @@ def digest_of_model(directory: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def digest_of_sources(directories: Iterable[Path]) -> str:
-    """Hex digest over the names and the contents of all Python files in these directories, and below them."""
-    files = ((directory, file) for directory in directories for file in sorted(directory.rglob("*.py")))
+def digest_of_sources(directories: Iterable[Path], *, without: Collection[str] = ()) -> str:
+    """Hex digest over the names and the contents of all Python files in these directories, and below them.
+
+    Args:
+        directories: in this order.
+        without: names of files that do not count.
+    """
+    files = (
+        (directory, file)
+        for directory in directories
+        for file in sorted(directory.rglob("*.py"))
+        if file.name not in without
+    )
     lines = (f"{file.relative_to(directory.parent)} {sha256_file(file)}\n" for directory, file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

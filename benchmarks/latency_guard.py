@@ -52,6 +52,8 @@ DECIDING = ("guard", "bench", "runtimes", "visitor")
 """Rooms of `serve` that decide a check: what measures, in whose process, and what judges. A journal is of one state of
 them.
 """
+TELLING = ("page.py", "pytest_plugin.py", "reports.py", "screen.py", "strip_chart.py", "telling.py")
+"""Files there that only say what was decided: another word loses no journal."""
 
 Weights = Literal["fp32", "int8", "int8-packed"]
 """Number format of the IRs, and whether the operators of this project run them, which leave zeros out."""
@@ -261,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
         "budget_s": options.budget,
         "machine": environment.machine_id,
         "versions": environment.versions,
-        "guard": digest_of_sources(SERVE / room for room in DECIDING),
+        "guard": digest_of_sources((SERVE / room for room in DECIDING), without=TELLING),
     }
     try:
         keep_settings(work, conditions, decisive=("guard",))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import latency_guard
-from benchmarks.latency_guard import DECIDING, SERVE, main
+from benchmarks.latency_guard import DECIDING, SERVE, TELLING, main
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,4 @@ def test_a_newer_guard_does_not_go_on_with_an_older_journal(
 
 def test_the_rooms_that_decide_are_there() -> None:
     assert all(any((SERVE / room).glob("*.py")) for room in DECIDING)
+    assert all(any((SERVE / room / name).is_file() for room in DECIDING) for name in TELLING)

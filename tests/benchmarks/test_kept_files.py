@@ -43,8 +43,13 @@ def test_a_digest_of_sources_knows_their_names_and_contents(tmp_path: Path) -> N
         (room / name).parent.mkdir(parents=True)
         (room / f"{name}.py").write_text(content)
         (room / "left.out").write_text(str(len(digests)))
-        digests.add(digest_of_sources([room]))
+        (room / "telling.py").write_text(str(len(digests)))
+        digests.add(digest_of_sources([room], without=("telling.py",)))
     assert len(digests) == 4
+    again = tmp_path / "again" / "room"
+    again.mkdir(parents=True)
+    (again / "a.py").write_text("1")
+    assert digest_of_sources([again]) in digests
 
 
 def test_files_without_settings_are_refused_and_stay(tmp_path: Path) -> None:
