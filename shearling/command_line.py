@@ -13,6 +13,7 @@ import errno
 import importlib.util
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -117,7 +118,9 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     signal.signal(signal.SIGTERM, _terminate)
     try:
         refuse_shadowed_stages()
-        result = typer.main.get_command(app).main(args=arguments, prog_name=program, standalone_mode=False)
+        command = typer.main.get_command(app)
+        _refuse_no_numbers(command)
+        result = command.main(args=arguments, prog_name=program, standalone_mode=False)
         if isinstance(result, Result):
             print_result(result, as_json=as_json)
         code = result if isinstance(result, int) else 0
@@ -147,6 +150,26 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
         code = _report(fault, code=fault.exit_code, as_json=as_json, debug=debug)
     departure.code = code
     sys.exit(code)
+
+
+class _NumberRange(click.FloatRange):
+    """A range that holds numbers alone: `nan` is neither below nor above anything."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return found
+
+
+def _refuse_no_numbers(command: click.Command) -> None:
+    """Of every option of a command and its subcommands that has a range."""
+    for parameter in command.params:
+        own = parameter.type
+        if type(own) is click.FloatRange:
+            parameter.type = _NumberRange(own.min, own.max, own.min_open, own.max_open, own.clamp)
+    for subcommand in command.commands.values() if isinstance(command, click.Group) else ():
+        _refuse_no_numbers(subcommand)
 
 
 def print_result(result: Result, *, as_json: bool) -> None:

@@ -28,7 +28,9 @@ from export.packing.packing_report import PackingReport
 from export.verification.parity import Logits
 from shearling.kernel.onnx_runtime_extension import open_session
 from shearling.kernel.openvino_extension import PREFERRED_PROPERTIES, compile_ir
+from shearling.model.checkpoint_safety import CONFIG
 from shearling.model.export_support import TASKS
+from shearling.strict_json import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,6 +77,10 @@ class OpenVinoClassifier(OpenVinoDecoder):
         """Options of optimum-intel."""
         return {"task": TASK, "stateful": False}
 
+    def filler(self, directory: Path) -> int:
+        """Token of padding."""
+        return _padding_token(directory)
+
     def logits(self, directory: Path, blocks: Blocks, config: dict[str, str], *, obstacle: str | None = None) -> Logits:
         """Of what was written, compiled with these options; there is no decoder's layer."""
         return openvino_class_logits(directory, blocks, config=config)
@@ -92,6 +98,10 @@ class OnnxClassifier(OnnxDecoder):
     def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
         """See `FormatWriter`."""
         return write_onnx_classifier(subject.model, subject.tokenizer, directory, storage, integers=subject.integers)
+
+    def filler(self, directory: Path) -> int:
+        """Token of padding."""
+        return _padding_token(directory)
 
     def logits(self, directory: Path, blocks: Blocks) -> Logits:
         """Of what was written."""
@@ -160,6 +170,10 @@ def onnx_class_logits(directory: Path, blocks: Blocks) -> Logits:
     session = open_session(directory / MODEL_ONNX)
     inputs = {item.name for item in session.get_inputs()}
     return [session.run(["logits"], _feed(block, inputs))[0].astype(np.float32) for block in blocks]
+
+
+def _padding_token(directory: Path) -> int:
+    return int(read_json(directory / CONFIG).get("pad_token_id") or 0)
 
 
 def _feed(block: npt.NDArray[np.int64], inputs: set[str]) -> dict[str, Any]:

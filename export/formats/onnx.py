@@ -145,9 +145,13 @@ class OnnxDecoder(FormatWriter):
         yield MeasuredLogits(self.name, storage.weight_format.name, self.logits(directory, blocks))
         yield MeasuredLogits(f"{self.name}, padded batch", storage.weight_format.name, self.batched(directory, blocks))
 
+    def filler(self, directory: Path) -> int:
+        """Token of padding; a decoder never looks at it."""
+        return 0
+
     def batched(self, directory: Path, blocks: Blocks) -> LogitsInTurn:
         """Logits of the rows of a padded batch."""
-        batch = padded_batch(blocks, head=self.head, fused=self.fused)
+        batch = padded_batch(blocks, head=self.head, fused=self.fused, filler=self.filler(directory))
         session = open_session(directory / MODEL_ONNX)
         inputs = {item.name: item for item in session.get_inputs()}
         feed = {**batch.feed, "token_type_ids": np.zeros_like(batch.feed["input_ids"])}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from export.formats.export_format import REMAINDER, ExportSubject, Storage, UsageFacts
 from export.formats.onnx import MODEL_ONNX, OnnxDecoder, check_external_data, save_beside
-from export.fused_graph.decoder import check_model_type, read_decoder
+from export.fused_graph.decoder import check_layers, check_model_type, read_decoder
 from export.fused_graph.fuse import fused_graph
 from export.fused_graph.genai_config import GENAI_CONFIG, genai_config
 from export.fused_graph.rounding import FORMAT, round_decoder
@@ -65,6 +65,11 @@ class OnnxGenAIDecoder(OnnxDecoder):
         """See `FormatWriter`."""
         check_model_type(model_type)
         super().check(model_type, storage)
+
+    def check_config(self, config: Mapping[str, Any], *, where: Path) -> None:
+        """See `FormatWriter`."""
+        super().check_config(config, where=where)
+        check_layers(config, where=where)
 
     def write(self, subject: ExportSubject, directory: Path, storage: Storage) -> PackingReport | None:
         """See `FormatWriter`."""

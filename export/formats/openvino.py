@@ -134,9 +134,13 @@ class OpenVinoDecoder(FormatWriter):
             chosen_by_runtime=default is not None,
         )
 
+    def filler(self, directory: Path) -> int:
+        """Token of padding; a decoder never looks at it."""
+        return 0
+
     def batched(self, directory: Path, blocks: Blocks, *, obstacle: str | None) -> LogitsInTurn:
         """Logits of the rows of a padded batch, in float32; the obstacle is that of `compile_ir`."""
-        batch = padded_batch(blocks, head=self.head)
+        batch = padded_batch(blocks, head=self.head, filler=self.filler(directory))
         compiled = compile_ir(directory / MODEL_XML, properties=FLOAT32_CPU, obstacle=obstacle)
         request = compiled.create_infer_request()
         inputs = {name for port in request.model_inputs for name in port.names}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
@@ -34,6 +35,8 @@ GENAI_TYPES = {
     "qwen3": "qwen3",
 }
 """model_type of Hugging Face -> that of ONNX Runtime GenAI."""
+WINDOWED_TYPES = ("mistral", "phi3", "qwen2", "qwen3")
+"""Those of them whose attention may have a window."""
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -44,7 +47,7 @@ ACTIVATIONS: dict[str, Activation] = {
 ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone, not on the length of the text."""
 HEAD_STEP = 16
-"""What GroupQueryAttention with rotary positions asks of the width of a head."""
+"""What GroupQueryAttention asks of the width of a head, and of how many of its numbers are rotated."""
 REMEDY = "Use --formats onnx, which takes every architecture"
 
 
@@ -185,6 +188,32 @@ def check_model_type(model_type: str) -> None:
         )
 
 
+def check_layers(config: Mapping[str, Any], *, where: Path | str) -> None:
+    """Check what a config.json says of layers of a known architecture.
+
+    Args:
+        config: what it leaves out is taken to be right.
+        where: the file.
+
+    Raises:
+        ModelUnsupported: the fused operators do not compute it.
+    """
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    width = config.get("head_dim") or (hidden // heads if hidden and heads else HEAD_STEP)
+    rope = config.get("rope_parameters") or {}
+    rotated = int(width * rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
+    activation = config.get("hidden_act", "silu")
+    fault = None
+    if width % HEAD_STEP:
+        fault = f"its attention heads are {width} wide, ONNX Runtime takes multiples of {HEAD_STEP}"
+    elif rotated % HEAD_STEP:
+        fault = f"it rotates {rotated} numbers of a head, ONNX Runtime takes multiples of {HEAD_STEP}"
+    elif activation not in ACTIVATIONS:
+        fault = f"its activation is {activation}; known are {', '.join(ACTIVATIONS)}"
+    if fault is not None:
+        raise ModelUnsupported(fault, where=where, remedy=REMEDY)
+
+
 def read_decoder(model: PreTrainedModel) -> FusedDecoder:
     """Look a model through.
 
@@ -197,13 +226,8 @@ def read_decoder(model: PreTrainedModel) -> FusedDecoder:
     config: Any = model.config
     names = {module: path for path, module in model.named_modules()}
     base: Any = model.base_model
+    check_layers(config.to_dict(), where="onnx-genai")
     head_size = int(base.layers[0].self_attn.head_dim)
-    if head_size % HEAD_STEP:
-        raise ModelUnsupported(
-            f"its attention heads are {head_size} wide, ONNX Runtime takes multiples of {HEAD_STEP}",
-            where="onnx-genai",
-            remedy=REMEDY,
-        )
     layers = tuple(_layer(layer, names, config, index) for index, layer in enumerate(base.layers))
     heads, key_value_heads = _heads(layers, config, head_size)
     head: Any = model.get_output_embeddings()
@@ -223,7 +247,7 @@ def read_decoder(model: PreTrainedModel) -> FusedDecoder:
         key_value_heads=key_value_heads,
         head_size=head_size,
         scale=float(base.layers[0].self_attn.scaling),
-        activation=_activation(config),
+        activation=_activation(base.layers[0].mlp),
         context=int(config.max_position_embeddings),
     )
 
@@ -265,6 +289,9 @@ def _norm(module: Any, names: Mapping[nn.Module, str], config: Any) -> RmsNorm:
 
 
 def _window(config: Any, index: int) -> int | None:
+    # Others ignore one that a converted config.json still names.
+    if config.model_type not in WINDOWED_TYPES:
+        return None
     kinds = getattr(config, "layer_types", None)
     slides = kinds is None or kinds[index] == "sliding_attention"
     window = getattr(config, "sliding_window", None)
@@ -285,11 +312,15 @@ def _heads(layers: tuple[Layer, ...], config: Any, head_size: int) -> tuple[int,
     return (heads, rest[0]) if rest else (config.num_attention_heads, config.num_key_value_heads)
 
 
-def _activation(config: Any) -> Activation:
-    name = getattr(config, "hidden_activation", None) or config.hidden_act
-    if name not in ACTIVATIONS:
-        raise ModelUnsupported(f"its activation is {name}", where="onnx-genai", remedy=REMEDY)
-    return ACTIVATIONS[name]
+def _activation(feed_forward: Any) -> Activation:
+    """Of the module, since some configurations name two."""
+    from transformers.activations import ACT2FN
+
+    function = getattr(feed_forward, "activation_fn", None) or feed_forward.act_fn
+    for name, activation in ACTIVATIONS.items():
+        if type(ACT2FN[name]) is type(function):
+            return activation
+    raise ModelUnsupported(f"its activation is {type(function).__name__}", where="onnx-genai", remedy=REMEDY)
 
 
 def _rotations(base: Any, config: Any) -> tuple[Array, Array]:

@@ -177,7 +177,9 @@ class PaddedBatch:
         return [row[-length:] if self.left else row[:length] for row, length in zip(halves, self.lengths, strict=True)]
 
 
-def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: bool = False) -> PaddedBatch:
+def padded_batch(
+    blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: bool = False, filler: int = 0
+) -> PaddedBatch:
     """Up to `BATCH_ROWS` rows: of a decoder the beginnings of blocks, each shorter than the one before, padded on the
     left as for decoding; of a classifier whole blocks, padded on the right.
 
@@ -185,6 +187,7 @@ def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: 
         blocks: of at least two tokens.
         head: what the model is for.
         fused: whether it is a decoder of fused operators, which is padded on the right, too.
+        filler: the token of padding. Classifiers on a decoder's body look for it, and read what stands before.
     """
     decodes = head == "language_model"
     left = decodes and not fused
@@ -193,7 +196,7 @@ def padded_batch(blocks: Sequence[npt.NDArray[np.int64]], *, head: Head, fused: 
         for place, block in enumerate(blocks[:BATCH_ROWS])
     ]
     longest = max(len(row) for row in rows)
-    ids, mask = (np.zeros((len(rows), longest), dtype=np.int64) for _ in range(2))
+    ids, mask = (np.full((len(rows), longest), value, dtype=np.int64) for value in (filler, 0))
     for place, row in enumerate(rows):
         own = slice(longest - len(row), longest) if left else slice(0, len(row))
         ids[place, own], mask[place, own] = row, 1

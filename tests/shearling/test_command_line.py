@@ -24,7 +24,10 @@ from shearling import errors
 app = make_app("A tiny stage.")
 
 @app.command()
-def work(how: str, count: int = 1, json: JsonFlag = False, debug: DebugFlag = False) -> Result:
+def work(
+    how: str, count: int = 1, share: float = typer.Option(0.5, min=0, max=1), json: JsonFlag = False,
+    debug: DebugFlag = False,
+) -> Result:
     """Do something."""
     if how == "sleep":
         try:
@@ -180,7 +183,10 @@ def test_a_machine_without_memory_is_4_and_says_what_to_do(how, told, program):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["good", "--unknown"], ["good", "--count", "many"], ["good", "extra"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["good", "--unknown"], ["good", "--count", "many"], ["good", "--share", "nan"], ["good", "extra"], []],
+)
 def test_usage_is_2(arguments, program):
     done = run(program, *arguments)
     assert done.returncode == 2

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from transformers.activations import ACT2FN
 
 from export.formats.export_format import Storage
 from export.formats.onnx import onnx_logits
@@ -194,6 +195,48 @@ def test_layers_of_their_own_width_are_written_as_they_are(tmp_path):
     write_onnx_genai(model, tiny_tokenizer(), tmp_path, stored_as("fp32"))
     assert largest_difference(torch_logits(model, BLOCKS), onnx_logits(tmp_path, BLOCKS)) <= 1e-4
     assert genai_greedy(tmp_path, 12) == greedy(model, 12)
+
+
+def test_a_window_that_the_architecture_ignores_is_not_written(tmp_path):
+    """Llama that was converted from Mistral or Phi-3 often names one."""
+    model = FUSED["llama"]()
+    model.config.sliding_window = 5
+    write_onnx_genai(model, tiny_tokenizer(), tmp_path, stored_as("fp32"))
+    assert largest_difference(torch_logits(model, BLOCKS), onnx_logits(tmp_path, BLOCKS)) <= 1e-4
+
+
+def test_the_activation_is_that_of_the_module(tmp_path):
+    """Gemma's configuration has two names for it, which may differ."""
+    model = FUSED["gemma"]()
+    model.config.hidden_activation = "gelu"
+    assert read_decoder(model).activation == "gelu_tanh"
+    for layer in model.model.layers:
+        layer.mlp.act_fn = ACT2FN["gelu"]
+    assert read_decoder(model).activation == "gelu_erf"
+    write_onnx_genai(model, tiny_tokenizer(), tmp_path, stored_as("fp32"))
+    assert largest_difference(torch_logits(model, BLOCKS), onnx_logits(tmp_path, BLOCKS)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"hidden_size": 3200, "num_attention_heads": 32}, "heads are 100 wide"),
+        ({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 20}, "heads are 20 wide"),
+        ({"head_dim": 32, "partial_rotary_factor": 0.75}, "rotates 24 numbers of a head"),
+        ({"head_dim": 32, "rope_parameters": {"partial_rotary_factor": 0.25}}, "rotates 8 numbers of a head"),
+        ({"hidden_act": "relu"}, "its activation is relu"),
+    ],
+)
+def test_layers_that_the_operators_lack_are_refused_before_any_work(tmp_path, config, complaint):
+    with pytest.raises(ModelUnsupported, match=complaint) as caught:
+        OnnxGenAIDecoder().check_config(config, where=tmp_path)
+    assert caught.value.where == str(tmp_path)
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_no_known_layers_are_refused(family, tmp_path):
+    for config in ({}, FUSED[family]().config.to_dict()):
+        OnnxGenAIDecoder().check_config(config, where=tmp_path)
 
 
 def test_another_architecture_is_refused_before_any_work():

@@ -7,14 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
+from export.formats.classifier import OnnxClassifier, write_onnx_classifier
 from export.verification import parity_check
 from export.verification.parity import fixed_blocks, padded_batch, torch_logits
 from export.verification.parity_check import MergedReference, check_merge
 from export.verification.reading import MeasuredLogits, read_held_back
 from shearling.evaluation.task import TaskRow, write_rows
 from shearling.registry.number_formats import NUMBER_FORMATS
+from tests.support.exported_files import stored_as
 from tests.support.tiny_models import FAMILIES, VOCABULARY, bert, tiny_tokenizer
 
 
@@ -160,6 +168,21 @@ def test_a_classifier_is_asked_rows_alone_and_padded(tmp_path) -> None:
         logits = batch.rows_of(model(**feed).logits.numpy())
     for ours, alone in zip(logits, reading.logits, strict=True):
         np.testing.assert_allclose(ours, alone, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_classifier_on_a_decoder_finds_the_end_of_padded_rows(tmp_path) -> None:
+    """It answers at the last token that is not padding, whose number is seldom 0."""
+    torch.manual_seed(3)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=VOCABULARY, pad_token_id=2, num_labels=3, initializer_range=0.5, **shape)
+    model = LlamaForSequenceClassification(config).eval()
+    rows = [np.random.default_rng(size).integers(3, VOCABULARY, size=size) for size in (9, 3, 6)]
+    with torch.no_grad():
+        alone = [model(input_ids=torch.from_numpy(row)[None]).logits.numpy() for row in rows]
+    write_onnx_classifier(model, tiny_tokenizer(), tmp_path, stored_as("fp32"))
+    for measured in OnnxClassifier().measure(tmp_path, rows, stored_as("fp32")):
+        np.testing.assert_allclose(list(measured.logits), alone, atol=1e-5)
 
 
 def test_a_classifier_reads_no_more_of_a_row_than_it_has_positions_for(tmp_path) -> None:
