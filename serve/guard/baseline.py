@@ -251,7 +251,14 @@ def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) 
 def _ratios(history: Baseline | None, samples: Sequence[Sample]) -> dict[str, Estimate]:
     own = _values(samples)
     entries = [entry.values for entry in history.entries] if history else [own]
-    return {name: history_ratio(now, [values[name] for values in entries]) for name, now in own.items()}
+    return {
+        name: history_ratio(now, [values[name] for values in entries], processes=_processes(samples))
+        for name, now in own.items()
+    }
+
+
+def _processes(samples: Sequence[Sample]) -> int:
+    return len({sample.session for sample in samples})
 
 
 def _outcomes(ratios: Mapping[str, Estimate], max_ratio: float) -> dict[str, CheckOutcome]:
@@ -272,7 +279,13 @@ def _blocks_to_settle(
     if len(samples) < MINIMUM or history is None:
         return FIRST_BLOCKS
     needed = [
-        blocks_to_settle(now, [entry.values[name] for entry in history.entries], max_ratio=max_ratio, most=most)
+        blocks_to_settle(
+            now,
+            [entry.values[name] for entry in history.entries],
+            processes=_processes(samples),
+            max_ratio=max_ratio,
+            most=most,
+        )
         for name, now in _values(samples).items()
         if outcomes[name] == "inconclusive"
     ]

@@ -3,6 +3,10 @@
 Nothing ran side by side: each resample of the interval draws one of the recorded measurements, and then blocks from it
 (Davison and Hinkley, Bootstrap Methods, 3.8), so a history of several days knows how far days differ. That part of the
 interval no longer measurement narrows.
+
+What a process owes to luck for its whole life (`serve.guard.process_pairs`) is in every measurement, and no bootstrap
+of its blocks shows it. With L² its variance in a median, the ratio of a measurement to the mean of n has (1 + 1/n) L²
+of it, and the scatter of n measurements shows (1 - 1/n) L² on average; the rest, 2 L² / n, is added.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import numpy.typing as npt
 
 from serve.bench.statistics import CONFIDENCE, RESAMPLES, Estimate
 from serve.guard.forecast import DRAWS, LIKELY
-from serve.guard.process_pairs import GROWTH
+from serve.guard.process_pairs import GROWTH, USUAL_LUCK
 
 LOOKS = 2
 """After a first number of blocks, and when the time is over; each has its part of the error (Bonferroni)."""
@@ -24,22 +28,24 @@ LOOK_CONFIDENCE = 1 - (1 - CONFIDENCE) / LOOKS
 Times = Sequence[float]
 
 
-def history_ratio(now: Times, then: Sequence[Times]) -> Estimate:
+def history_ratio(now: Times, then: Sequence[Times], *, processes: int) -> Estimate:
     """Median now over median then, with the interval of one look.
 
     Args:
         now: one value for each block.
         then: the same of each recorded measurement.
+        processes: that measured, about as many each time.
     """
     generator = np.random.default_rng(0)
     own, past = _medians(now, generator), _drawn_medians(then, generator)
+    past *= np.exp(_unseen_luck(len(then), processes) * generator.standard_normal(past.size))
     tail = (1 - LOOK_CONFIDENCE) / 2
     low, high = np.quantile(own / past, [tail, 1 - tail])
     median = float(np.median(now) / np.median([np.median(day) for day in then]))
     return Estimate(median=median, low=min(float(low), median), high=max(float(high), median), samples=len(now))
 
 
-def blocks_to_settle(now: Times, then: Sequence[Times], *, max_ratio: float, most: int) -> int | None:
+def blocks_to_settle(now: Times, then: Sequence[Times], *, processes: int, max_ratio: float, most: int) -> int | None:
     """Blocks of a new measurement that would probably be clear; None where no number would.
 
     The true time is drawn as this measurement leaves it open, and a new one from that; what scatters in a median is
@@ -48,12 +54,14 @@ def blocks_to_settle(now: Times, then: Sequence[Times], *, max_ratio: float, mos
     Args:
         now: of this measurement, which is not.
         then: of the history.
+        processes: see `history_ratio`.
         max_ratio: largest acceptable ratio.
         most: blocks that a measurement can have.
     """
     generator = np.random.default_rng(0)
     spread = float(np.log(_medians(now, generator)).std())
     past = np.log(_drawn_medians(then, generator))
+    past += _unseen_luck(len(then), processes) * generator.standard_normal(past.size)
     true = math.log(float(np.median(now))) + spread * generator.standard_normal(DRAWS)
     tail, limit = (1 - LOOK_CONFIDENCE) / 2, math.log(max_ratio)
     count = len(now)
@@ -65,6 +73,11 @@ def blocks_to_settle(now: Times, then: Sequence[Times], *, max_ratio: float, mos
         if np.mean((found + high <= limit) | (found + low > limit)) >= LIKELY:
             return count
     return None
+
+
+def _unseen_luck(measurements: int, processes: int) -> float:
+    """Standard deviation in the log of a ratio; `USUAL_LUCK` is that of two processes together."""
+    return USUAL_LUCK / math.sqrt(measurements * processes)
 
 
 def _medians(values: Times, generator: np.random.Generator) -> npt.NDArray[np.float64]:

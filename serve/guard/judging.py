@@ -16,6 +16,7 @@ from serve.guard.allocation import next_blocks
 from serve.guard.disturbance import undisturbed
 from serve.guard.forecast import pairs_to_settle
 from serve.guard.process_pairs import Outcome, Pairs, judge_pairs, scatter_of
+from serve.guard.slow_places import slow_places_ratio
 
 # Without what other processes took: a rival slows the two sides of a pair by different amounts, which is noise to the
 # ratio and no fault of the candidate. From a first token the waits are subtracted (`serve.visitor.waiting`); of the
@@ -32,10 +33,12 @@ class PairedBlocks:
 
     Attributes:
         logs: by metric, one sequence for each pair of processes.
+        every_token: the ratio of all tokens, see `serve.guard.slow_places`; None where it cannot be told.
         set_aside: blocks that were disturbed.
     """
 
     logs: Mapping[str, Pairs]
+    every_token: Estimate | None
     set_aside: int
 
 
@@ -68,6 +71,7 @@ def paired_blocks(samples: Sequence[Sample]) -> PairedBlocks:
             name: [[math.log(value(block[1]) / value(block[0])) for block in own] for own in kept]
             for name, value in GUARDED.items()
         },
+        every_token=slow_places_ratio(kept),
         set_aside=sum(len(own) for own in blocks if len(own) >= SHORTEST_BLOCKS) - sum(len(own) for own in kept),
     )
 

@@ -136,7 +136,7 @@ class LatencyGuard:
         from serve.guard.regression import Demands, check_regression, guard_workload
         from serve.guard.reports import record_of
         from serve.runtimes.runtime import RunOptions
-        from shearling.errors import ShearlingError
+        from shearling.command_line import explain
         from shearling.target import parse_target
 
         session = self.config.stash[SESSION]
@@ -153,8 +153,8 @@ class LatencyGuard:
                 options=options if isinstance(options, RunOptions) else RunOptions(**{"threads": 1, **(options or {})}),
                 workload=work,
             )
-        except ShearlingError as error:
-            session.records.append(record_of(error, **names))
+        except Exception as error:
+            session.records.append(record_of(explain(error), **names))
             raise
         session.records.append(record_of(found, **names))
         self.verdicts.append(found[0])

@@ -52,7 +52,7 @@ TURN_S = 0.02
 """Shorter than what disturbs a machine, and longer than it takes to fill a cache."""
 ROUND_S = 10.0
 """To which a budget that is proposed is rounded."""
-LOAD, MEMORY, TOKENS = "load_s", "peak_memory_bytes", "tokens"
+EVERY_TOKEN, LOAD, MEMORY, TOKENS = "every_token_s", "load_s", "peak_memory_bytes", "tokens"
 
 CheckOutcome = Literal["pass", "regression", "inconclusive", "changed"]
 """`changed`: it says something else."""
@@ -65,7 +65,8 @@ class Verdict(Document):
     Attributes:
         outcome: of all metrics together: the worst one.
         outcomes: by metric; those of load time and memory where they have a limit, that of the tokens where the two
-            environments differ.
+            environments differ, and that of all tokens' times where some are slow at the same places of every
+            generation (`serve.guard.slow_places`), which the time per token does not see.
         ratios: candidate over reference, by metric, at the look that decided; intervals hold over all looks together.
         sessions: the decode ratio of each pair of processes.
         limits: largest acceptable ratio of each metric.
@@ -257,12 +258,15 @@ def judge(samples: Sequence[Sample], *, max_ratio: float, ended: bool = True) ->
     paired = paired_blocks(samples)
     judged = judge_metrics(paired, max_ratio=max_ratio, ended=ended)
     outcomes: dict[str, CheckOutcome] = {name: judgement.outcome for name, judgement in judged.items()}
+    ratios = {name: judgement.ratio for name, judgement in judged.items()}
+    if outcomes["tpot_s"] == "pass" and paired.every_token is not None and paired.every_token.low > max_ratio:
+        outcomes[EVERY_TOKEN], ratios[EVERY_TOKEN] = "regression", paired.every_token
     measured_s = max((sample.started_s + sample.total_s for sample in samples), default=0.0)
     wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in samples)
     return Verdict(
         outcome=worst(outcomes.values()),
         outcomes=outcomes,
-        ratios={name: judgement.ratio for name, judgement in judged.items()},
+        ratios=ratios,
         sessions=tuple(math.exp(centre) for centre in pair_centres(paired.logs["tpot_s"])),
         max_ratio=max_ratio,
         limits=dict.fromkeys(GUARDED, max_ratio),

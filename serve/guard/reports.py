@@ -21,6 +21,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 TITLES: Mapping[str, str] = {
     "ttft_s": "time to first token",
     "tpot_s": "time per token",
+    "every_token_s": "time per token, all of them",
     "load_s": "time to load",
     "peak_memory_bytes": "peak memory",
     "tokens": "tokens",

@@ -65,6 +65,46 @@ def test_tokens_that_were_disturbed_do_not_count() -> None:
     assert quiet.model_copy(update={"gaps_s": (3.0,)}).usual_gap_s == 3.0
 
 
+def slowed(samples: list[Sample], factors: list[float]) -> list[Sample]:
+    """The candidate's tokens, each place by a factor of its own."""
+    return [
+        sample.model_copy(
+            update={"gaps_s": tuple(gap * factor for gap, factor in zip(sample.gaps_s, factors, strict=True))}
+        )
+        if sample.subject == 1
+        else sample
+        for sample in samples
+    ]
+
+
+def test_tokens_that_are_slow_at_the_same_places_are_a_regression() -> None:
+    """Three in ten take twice as long, which the faster ones do not show."""
+    verdict = judge(
+        slowed(pairs(1.0, blocks=24, noise=0.01), [2.0, 1.0, 1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0]), max_ratio=1.05
+    )
+    assert verdict.outcomes == {"ttft_s": "pass", "tpot_s": "pass", "every_token_s": "regression"}
+    assert verdict.ratios["every_token_s"].median == pytest.approx(1.3, rel=0.02)
+    with pytest.raises(CheckFailed, match=r"every_token_s 1\.[23]\d\d \[.*\]: regression"):
+        require_pass(verdict)
+    # Four per cent of all are allowed, wherever they are lost.
+    fair = judge(slowed(pairs(1.0, blocks=24, noise=0.01), [1.3] + [1.0] * 9), max_ratio=1.05)
+    assert fair.outcomes == {"ttft_s": "pass", "tpot_s": "pass"}
+
+
+def test_tokens_that_are_slow_at_other_places_each_time_are_no_regression() -> None:
+    """So other work disturbs them: here, three in ten of the candidate alone."""
+    generator = np.random.default_rng(5)
+    disturbed = [
+        sample.model_copy(
+            update={
+                "gaps_s": tuple(gap * (1 + 4 * (generator.random() < 0.3 * sample.subject)) for gap in sample.gaps_s)
+            }
+        )
+        for sample in pairs(1.0, blocks=60, noise=0.01)
+    ]
+    assert judge(disturbed, max_ratio=1.05).outcome == "pass"
+
+
 def test_where_tokens_are_guessed_the_lucky_ones_are_not_the_usual_ones() -> None:
     # Two readings of 8 ms, one of which made seven tokens.
     guessed = pairs(1.0, blocks=1, noise=0.0)[0].model_copy(
