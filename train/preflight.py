@@ -10,6 +10,7 @@ from shearling.console import log
 from shearling.destination import require_directory
 from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, check_shards, refuse_links
+from shearling.model.configuration import complete, open_configuration
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
 from shearling.model.gguf_config import read_gguf_config
@@ -210,7 +211,7 @@ def check_prunable(
         stored = {key: value for key, value in read_json(source.path / CONFIG).items() if key not in CODE_KEYS}
         check_architecture(stored, head=head, where=source.path / CONFIG)
         try:
-            config = AutoConfig.for_model(stored.pop("model_type"), **stored)
+            config = complete(AutoConfig.for_model(stored.pop("model_type"), **stored))
         except (ValueError, KeyError, TypeError, AttributeError):
             # The import says what is wrong with it.
             return
@@ -248,9 +249,7 @@ def check_structure(recipe: Recipe, base: Path) -> PreTrainedModel:
         RecipeInvalid: a group names what no layer has; something is longer than the positions that the model has; no
             group of the grid divides a layer; or the teacher reads other tokens.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
+    config = open_configuration(base)
     model = _without_weights(config)
     check_positions(recipe, model, base)
     if recipe.adapter is not None:

@@ -49,7 +49,7 @@ from train.super_adapter.encoded_rows import check_rows
 from train.super_adapter.resumption import deciding_inputs
 from train.task.chat import ChatRenderer
 from train.task.records import check_data_there, digest_data
-from train.task.rows import build_rows
+from train.task.rows import build_rows, check_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,6 +213,9 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     chat = ChatRenderer(load_tokenizer(run.base)) if conversations else None
     rooms = _task_rooms(recipe, run)
     tasks = {role: _import_task(role, section, path, chat, force=force) for role, section, path in rooms}
+    for role, artefact in tasks.items():
+        if role != "task":
+            check_apart(run.task, artefact.path, where=role.replace("/", "."))
     made = tasks | (made or {"base": _import_base(recipe, source, run, force=force)})
     structure = check_structure(recipe, made["base"].path)
     _check_texts(recipe, made, readable=readable_ids(structure))

@@ -44,7 +44,7 @@ def read_texts(path: Path, field: str | None = None, *, remedy: str) -> list[str
         if field is not None:
             return list(_fields(stream, field, path))
         data = stream.read(MOST_BYTES)
-        text = _decoded(data, where=str(path), cut=len(data) == MOST_BYTES)
+        text = _decoded(data.removeprefix(codecs.BOM_UTF8), where=str(path), cut=len(data) == MOST_BYTES)
     return [text[start : start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS)]
 
 
@@ -53,7 +53,7 @@ def _fields(lines: Iterable[bytes], field: str, path: Path) -> Iterator[str]:
     # As bytes: strings of JSON may hold U+2028 and other ends of lines that Unicode has.
     for number, data in enumerate(lines, start=1):
         where = f"{path}, line {number}"
-        line = _decoded(data, where=where)
+        line = _decoded(data.removeprefix(codecs.BOM_UTF8) if number == 1 else data, where=where)
         if line.strip():
             yield _field(line, field, where=where)
         size += len(data)

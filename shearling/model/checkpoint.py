@@ -12,6 +12,7 @@ from shearling.artefact import sha256_file
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CONFIG, check_configuration, weight_files
+from shearling.model.configuration import open_configuration
 from shearling.model.end_tokens import end_token_ids
 from shearling.model.head import auto_class
 from shearling.model.skeleton import check_finite_tensor, open_skeleton
@@ -19,7 +20,7 @@ from shearling.model.weight_shards import MAX_SHARD_BYTES, Dtype, StoredTensor, 
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTrainedModel:
@@ -55,8 +56,10 @@ def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTraine
         return skeleton.model.requires_grad_(True)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, info = _loader(directory).from_pretrained(
+        config = open_configuration(directory)
+        model, info = _loader(config, directory).from_pretrained(
             str(directory),
+            config=config,
             dtype=wanted or "auto",
             local_files_only=True,
             use_safetensors=True,
@@ -80,13 +83,10 @@ def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTraine
     return model.eval()
 
 
-def _loader(directory: Path) -> Any:
+def _loader(config: PreTrainedConfig, directory: Path) -> Any:
     """What loads the model: transformers' own class, or one with layers of different widths."""
-    import transformers
-
     from shearling.model.narrow_layers import narrow_class, read_layer_widths
 
-    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     widths = read_layer_widths(config, where=directory / CONFIG)
     auto = auto_class(config)
     return auto if widths is None else narrow_class(auto._model_mapping[type(config)], widths)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.errors import NonFiniteWeights
 from shearling.model.checkpoint_safety import CONFIG, check_checkpoint
+from shearling.model.configuration import open_configuration
 from shearling.model.head import auto_class
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.model.mapped_pages import give_back_pages_of
@@ -179,7 +180,7 @@ def open_skeleton(directory: Path) -> Skeleton | None:
     from shearling.model.experts import separate_experts
 
     check_checkpoint(directory)
-    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    config = open_configuration(directory)
     if read_layer_widths(config, where=directory / CONFIG) is not None:
         return None
     import torch

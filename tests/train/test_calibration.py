@@ -123,6 +123,15 @@ def test_what_is_no_calibration_text_is_named(tmp_path, content, field, message,
     assert caught.value.where == f"{path}{line}"
 
 
+def test_a_mark_of_the_order_of_bytes_is_no_text(tmp_path):
+    """As Windows puts it before UTF-8."""
+    path = tmp_path / "text"
+    path.write_text('{"text": "a fox"}\n{"text": "\ufeff"}\n', encoding="utf-8-sig")
+    assert read_texts(path, "text", remedy="") == ["a fox", "\ufeff"]
+    path.write_text("a fox", encoding="utf-8-sig")
+    assert read_texts(path, remedy="") == ["a fox"]
+
+
 @pytest.mark.parametrize("field", [None, "t"])
 def test_of_a_long_file_the_beginning_is_read(tmp_path, monkeypatch, field):
     line = json.dumps({"t": "caf\u00e9"}, ensure_ascii=False).encode() + b"\r\n"

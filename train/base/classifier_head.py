@@ -10,6 +10,7 @@ from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ModelUnsupported
 from shearling.model.checkpoint import check_finite
 from shearling.model.checkpoint_safety import check_checkpoint
+from shearling.model.configuration import open_configuration
 from shearling.model.head import NEW_WEIGHTS, head_parameters
 from shearling.model.token_ids import is_readable, readable_ids
 
@@ -51,7 +52,11 @@ def load_with_new_head(directory: Path, *, classes: Sequence[str], seed: int) ->
     try:
         # A head for another number of classes is replaced like any other.
         model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            str(directory), output_loading_info=True, ignore_mismatched_sizes=True, **labels, **options
+            str(directory),
+            config=open_configuration(directory, **labels),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     except ValueError as error:
         raise ModelUnsupported(

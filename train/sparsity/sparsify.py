@@ -259,21 +259,32 @@ class _LayerByLayer:
     def _tune(
         self, index: int, states: Propagation, masks: Mapping[str, Tensor], targets: Sequence[Tensor]
     ) -> LayerErrors:
+        import torch
+
         section = self.reconstruction
         layer, linears = self.transformer.layers[index], self.transformer.linears_of(index)
         pruned = output_error(layer, states, targets)
-        if section is not None and masks:
-            tune_layer(
-                layer,
-                linears,
-                masks,
-                states,
-                targets,
-                epochs=section.layer_epochs,
-                learning_rate=section.learning_rate,
-                seed=self.seed + index,
-            )
-        return LayerErrors(pruned, output_error(layer, states, targets))
+        if section is None or not masks:
+            return LayerErrors(pruned, pruned)
+        before = {path: linear.weight.detach().clone() for path, linear in linears.items()}
+        tune_layer(
+            layer,
+            linears,
+            masks,
+            states,
+            targets,
+            epochs=section.layer_epochs,
+            learning_rate=section.learning_rate,
+            seed=self.seed + index,
+        )
+        tuned = output_error(layer, states, targets)
+        if tuned < pruned:
+            return LayerErrors(pruned, tuned)
+        # The first steps of Adam are as large as its rate, however near the weights are: few of them may lead away.
+        with torch.no_grad():
+            for path, linear in linears.items():
+                linear.weight.copy_(before[path])
+        return LayerErrors(pruned, pruned)
 
 
 def _say_if_short(linears: Mapping[str, nn.Linear], grams: LayerGrams) -> None:

@@ -27,6 +27,8 @@ TAB = "\t"
 SEPARATORS = {".csv": ",", ".tsv": TAB}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*JSON_SUFFIXES, *SEPARATORS, ".parquet")
+COMPRESSED = (".bz2", ".gz", ".xz", ".zst")
+"""Behind one of them."""
 MAC_ARCHIVE = "__MACOSX"
 """Directory beside what an archive of macOS holds."""
 SAVED = ("state.json", "dataset_dict.json")
@@ -58,10 +60,13 @@ def data_files(path: Path) -> list[Path]:
 
     Raises:
         ArtefactMissing: there is nothing.
+        DocumentInvalid: one of them is compressed.
     """
     check_data_there(path)
     if path.is_file():
+        _check_unpacked([path])
         return [path]
+    _check_unpacked(_seen_files(path))
     files = _files_with_rows(path)
     if not files:
         raise ArtefactMissing(f"no file with rows in this directory ({', '.join(SUFFIXES)})", where=path, remedy=FORMS)
@@ -69,13 +74,22 @@ def data_files(path: Path) -> list[Path]:
 
 
 def _files_with_rows(directory: Path) -> list[Path]:
-    found: list[Path] = []
+    return sorted(file for file in _seen_files(directory) if file.suffix.lower() in SUFFIXES)
+
+
+def _seen_files(directory: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(directory):
         here = Path(folder)
         # In place: what is taken out is not entered. A run may stand beside the rows that it was made from.
         names[:] = [name for name in names if not _is_hidden(name) and not holds_artefact(here / name)]
-        found += [here / name for name in files if not _is_hidden(name) and Path(name).suffix.lower() in SUFFIXES]
-    return sorted(found)
+        yield from (here / name for name in files if not _is_hidden(name))
+
+
+def _check_unpacked(files: Iterable[Path]) -> None:
+    """Refuse compressed files of rows, which nothing here reads: beside others they would be missed by nobody."""
+    for file in files:
+        if file.suffix.lower() in COMPRESSED and Path(file.stem).suffix.lower() in SUFFIXES:
+            raise DocumentInvalid("compressed rows are not read", where=file, remedy="Unpack the file")
 
 
 def _is_hidden(name: str) -> bool:

@@ -83,6 +83,35 @@ def build_rows(
     return BuiltRows(counts, account, read)
 
 
+def check_apart(task: Path, learnt: Path, *, where: str) -> None:
+    """See that no row is learnt that the search or the last test asks: tasks whose splits have other shares cut the
+    same prompts at other places.
+
+    Args:
+        task: the artefact of [task].
+        learnt: that of one of [[data]].
+        where: its section.
+
+    Raises:
+        RecipeInvalid: says how many are.
+    """
+    asked = {row for split in SPLITS if split != "train" for row in _ids(rows_file(task, split))}
+    both = sum(row in asked for row in _ids(rows_file(learnt, "train")))
+    if both:
+        raise RecipeInvalid(
+            f"{both} of its train rows have the prompts of validation or test rows of [task], which would be learnt "
+            "before they are asked",
+            where=f"[{where}]",
+            remedy="Give it the same split as [task]",
+        )
+
+
+def _ids(path: Path) -> Iterator[str]:
+    with path.open("rb") as lines:
+        for line in lines:
+            yield json.loads(line)["id"]
+
+
 def assign_split(digest: str, shares: SplitShares) -> Split:
     """The split of a row.
 

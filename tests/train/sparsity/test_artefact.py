@@ -108,6 +108,21 @@ def test_the_seed_orders_the_tuning_of_layers(tmp_path):
     assert len(hashes) == 2
 
 
+def test_a_layer_that_tuning_makes_worse_is_left_as_it_was(tmp_path):
+    """A few steps of Adam lead away from weights that are nearly right."""
+    base, texts = import_base(save_tiny("mistral", tmp_path / "source"), tmp_path / "base", model_id="x"), calibration()
+    pruned = {"method": "alps", "ratio": 0.1, "reconstruction": ReconstructionSection(matrix_steps=15)}
+    wild = ReconstructionSection(matrix_steps=15, layer_epochs=1, learning_rate=0.5)
+    files = []
+    for name, section in (("plain", pruned), ("tuned", {**pruned, "reconstruction": wild})):
+        made = write_sparse(base, tmp_path / name, section=SparsitySection(**section), calibration=texts, seed=0)
+        files.append(hash_weights(made.path))
+    assert files[0] == files[1]
+    report = read_document(tmp_path / "tuned" / SPARSITY_FILE, SparsityReport)
+    assert report.errors is not None
+    assert all(layer.tuned == layer.pruned for layer in report.errors)
+
+
 def test_a_text_counts_as_an_input_where_it_is_read(tmp_path):
     (tmp_path / "text").write_text("some text")
     for method, digests in (("wanda", 1), ("magnitude", 0)):

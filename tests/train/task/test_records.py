@@ -116,6 +116,18 @@ def test_what_editors_and_archives_hide_is_no_data(tmp_path):
     assert digest_data(folder) == digest
 
 
+@pytest.mark.parametrize("name", ["b.jsonl.gz", "deep/b.CSV.zst"])
+def test_compressed_rows_are_refused_rather_than_missed(name, tmp_path):
+    folder = write_directory(tmp_path / "folder")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"")
+    (folder / "notes.tar.gz").write_bytes(b"")
+    for path in (folder, folder / name):
+        with pytest.raises(DocumentInvalid, match="compressed rows are not read") as caught:
+            rendered(path)
+        assert (caught.value.where, caught.value.remedy) == (str(folder / name), "Unpack the file")
+
+
 def test_what_is_no_row_decides_nothing(tmp_path):
     folder = write_directory(tmp_path / "folder")
     digest = digest_data(folder)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import read_rows
 from shearling.recipe.task import SplitShares, TaskSection
-from train.task.rows import assign_split
+from train.task.rows import assign_split, check_apart
 from train.task.rows import build_rows as build_into
 
 SPLITS = ("train", "validation", "test")
@@ -82,6 +82,22 @@ def test_the_same_prompt_is_one_row_in_one_split(tmp_path):
     assert {row.prompt: row.gold for row in rows} == {
         f"Q: {record['headline']}\nA:": record["label"] for record in data
     }
+
+
+def test_rows_that_one_task_learns_and_another_asks_are_refused(tmp_path):
+    file = write(tmp_path / "d.jsonl", records(300))
+    shares = SplitShares(train=0.98, validation=0.01, test=0.01)
+    for name, changes in (("task", {}), ("alike", {"gold": "{{ 1 - label }}"}), ("other", {"split": shares})):
+        (tmp_path / name).mkdir()
+        build_into(section(file, **changes), tmp_path / name)
+    check_apart(tmp_path / "task", tmp_path / "alike", where="data.alike")
+    learnt, asked = (
+        {row.prompt for split in splits for row in read_rows(tmp_path / name, split)}
+        for name, splits in (("other", ("train",)), ("task", ("validation", "test")))
+    )
+    with pytest.raises(RecipeInvalid, match=f"^\\[data.other\\]: {len(learnt & asked)} of its train rows") as caught:
+        check_apart(tmp_path / "task", tmp_path / "other", where="data.other")
+    assert "same split" in caught.value.remedy
 
 
 def test_rows_that_are_left_out_are_counted_and_the_first_are_named(tmp_path):
