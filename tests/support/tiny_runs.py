@@ -29,6 +29,7 @@ HEADLINES = {
     "choices": [" no", " yes"],
     "gold": "{{ label }}",
 }
+SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 RANKS = (6, 4, 2)
 ALPHA = 12
 
@@ -104,9 +105,7 @@ path = "source"
 [task]
 {_lines({"max_length": 32, **learnt, **HEADLINES, **(task or {})})}
 [task.split]
-train = 0.6
-validation = 0.2
-test = 0.2
+{_lines(SHARES)}
 
 {"[sparsity]" if sparse else ""}
 {_lines(pruning) if sparse else ""}
@@ -132,7 +131,8 @@ masked = {json.dumps(masked)}
 
 
 def _data(sections: list[dict[str, object]]) -> str:
-    return "".join(f"\n[[data]]\n{_lines(section)}\n" for section in sections)
+    # Prompts that tasks share stand in the same split of all then.
+    return "".join(f"\n[[data]]\n{_lines({'split': SHARES, **section})}\n" for section in sections)
 
 
 def _quantization(section: dict[str, object]) -> str:
