@@ -201,7 +201,7 @@ def check_layers(config: Mapping[str, Any], *, where: Path | str) -> None:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     width = config.get("head_dim") or (hidden // heads if hidden and heads else HEAD_STEP)
     rope = config.get("rope_parameters") or {}
-    rotated = int(width * rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
+    rotated = int(width * (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0))
     activation = config.get("hidden_act", "silu")
     fault = None
     if width % HEAD_STEP:
