@@ -105,8 +105,15 @@ def place_files(rows: Sequence[Row], subjects: Sequence[BenchmarkSubject], files
     """
     served = [row for row in rows if row.key.subnet in get_args(ServedName)]
     if len({row.paired for row in served}) > 1:
-        counts = ", ".join(f"{row.key.subnet} {row.paired}" for row in served)
-        raise ArtefactMismatch(f"these are means of different cells: {counts}", where="--cells")
+        counts = ", ".join(f"{row.key.subnet} {len(row.paired)}" for row in served)
+        every = frozenset.union(*(row.paired for row in served))
+        lacking = [(row, sorted(every - row.paired)) for row in served if every - row.paired]
+        row, (first, *_) = lacking[0]
+        raise ArtefactMismatch(
+            f"these are means of different cells: {counts}",
+            where="--cells",
+            remedy=f"Carry out what {row.key.subnet} lacks: {first[0]} with seed {first[1]}, and the others",
+        )
     named = {str(row.key.subnet): row for row in served}
     return _placed(subjects, lambda subject: _of_cells(subject, named, files))
 

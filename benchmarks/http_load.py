@@ -73,8 +73,8 @@ class ClientLevel:
     Attributes:
         answered: requests with all their tokens.
         lost: other ends, each in words.
-        seconds: that throughput was counted for.
-        tokens_per_s: of the answers that ended in them.
+        seconds: that were asked for.
+        tokens_per_s: of the answers that ended in them, until the last of these ended.
         latency_s: p50 and p99 of a whole answer that began after the first ones.
         resident_bytes: of the server and its models, at the end.
     """
@@ -94,6 +94,11 @@ class LoadedServer:
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self._process = psutil.Process(process.pid)
         self.url = url
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can answer still."""
+        return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
 
     @property
     def resident_bytes(self) -> int:
@@ -149,7 +154,7 @@ def load_level(server: LoadedServer, prompts: Prompts, work: Work, *, clients: i
         rising -= 1
         if not rising:
             counted_from_s = time.perf_counter()
-        while rising or time.perf_counter() < counted_from_s + seconds:
+        while server.runs and (rising or time.perf_counter() < counted_from_s + seconds):
             await ask(connection, number, work.new_tokens)
 
     async def be_clients() -> None:
@@ -157,14 +162,15 @@ def load_level(server: LoadedServer, prompts: Prompts, work: Work, *, clients: i
             await asyncio.gather(*(be_client(connection, number) for number in range(clients)))
 
     _run(be_clients())
-    ended = sum(counted_from_s < end_s <= counted_from_s + seconds for _, end_s in spans)
+    ended_s = [end_s for _, end_s in spans if counted_from_s < end_s <= counted_from_s + seconds]
     latencies_s = [end_s - start_s for start_s, end_s in spans if start_s >= counted_from_s]
     return ClientLevel(
         clients=clients,
         answered=len(spans),
         lost=tuple(lost),
         seconds=seconds,
-        tokens_per_s=ended * work.new_tokens / seconds,
+        # From the end of an answer to that of another: a part of one would count for nothing, but its time would.
+        tokens_per_s=len(ended_s) * work.new_tokens / (max(ended_s) - counted_from_s) if ended_s else 0.0,
         latency_s={f"p{share}": percentile(latencies_s, share / 100) for share in (50, 99)} if latencies_s else {},
         resident_bytes=server.resident_bytes,
     )

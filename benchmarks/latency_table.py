@@ -132,7 +132,7 @@ def measure_in_turn(models: Sequence[Path], conditions: Conditions, *, rounds: i
 
 
 def _export(run: Run, space: SearchSpace, indices: Indices, conditions: Conditions, output: Path) -> Path:
-    name = "subnet-" + "".join(map(str, indices))
+    name = "subnet-" + "-".join(map(str, indices))
     document, directory = output / f"{name}.json", output / name
     if not directory.exists():
         output.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,9 @@ def commands(model: Path, weight_format: str, directory: Path) -> dict[str, list
         weight_format: that both know.
         directory: for what they write.
     """
-    ours = ["export", "--base", str(model), "--formats", "openvino", "--weight-format", weight_format]
+    # Theirs sees no data; neither does ours then.
+    rounding = ["--quantization", "fast"] if weight_format == "int4" else []
+    ours = ["export", "--base", str(model), "--formats", "openvino", "--weight-format", weight_format, *rounding]
     theirs = ["optimum.commands.optimum_cli", "export", "openvino", "--model", str(model)]
     return {
         OURS: [*ours, "--output", str(directory / "ours")],

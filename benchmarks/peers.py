@@ -37,7 +37,9 @@ from benchmarks.command import command
 from benchmarks.static_decoder import write_static_decoder
 from export.quantization.text import CalibrationText, find_text, windows_of
 from serve.bench.statistics import bootstrap_median, paired_ratio
-from shearling.virtual_environment import interpreter_of
+from shearling.errors import EnvironmentFault
+from shearling.registry.runtimes import RUNTIMES
+from shearling.virtual_environment import interpreter_of, make_environment, require_packages
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "llama.cpp": ("llama-cpp-python==0.3.36",),
@@ -88,16 +90,19 @@ def main(arguments: list[str]) -> int:
 
 
 def build_environment(peer: str, directory: Path) -> None:
-    """A virtual environment with one peer in it; a source distribution is compiled for this processor."""
-    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
-    subprocess.run([str(directory / "bin" / "pip"), "install", "--quiet", *PACKAGES[peer]], check=True)
+    """A virtual environment with one peer in it; a source distribution is compiled for this processor.
+
+    Raises:
+        PackageMissing: pip cannot install it; nothing is left of the environment then.
+    """
+    make_environment(directory, PACKAGES[peer])
 
 
 class Peer:
     """`benchmarks.peer_worker` in its environment; use as a context manager."""
 
     def __init__(self, environment: Path, path: Path, *, threads: int) -> None:
-        script = Path(__file__).with_name("peer_worker.py")
+        script, self._environment = Path(__file__).with_name("peer_worker.py"), environment
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         command = [str(interpreter_of(environment)), str(script)]
         self._process = subprocess.Popen(
@@ -116,7 +121,11 @@ class Peer:
         self._log.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request, one reply."""
+        """One request, one reply.
+
+        Raises:
+            EnvironmentFault: its process ended.
+        """
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("the peer has no pipes")
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -124,7 +133,8 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
-            raise RuntimeError(self._log.read().decode(errors="replace")[-2000:])
+            said = self._log.read().decode(errors="replace")
+            raise EnvironmentFault(f"the peer ended: {said[-2000:].strip()}", where=self._environment)
         reply: dict[str, Any] = json.loads(line)
         return reply
 
@@ -137,11 +147,16 @@ def write_quantized(base: Path, environment: Path, output: Path, text: Calibrati
         environment: with llama.cpp.
         output: directory for one file of each of `QUANTIZATIONS`.
         text: of an importance matrix, for one more file of each of `CALIBRATED`, by the name of NAME-imatrix.
+
+    Raises:
+        PackageMissing: llama.cpp is not there.
+        EnvironmentFault: it cannot write a file.
     """
     from benchmarks.gguf_writer import write_gguf
     from benchmarks.importance_matrix import write_importance
     from shearling.model.checkpoint import load_model, load_tokenizer
 
+    require_packages(RUNTIMES.get("gguf"), environment)
     script = Path(__file__).with_name("gguf_quantizer.py")
     model, tokenizer = load_model(base), load_tokenizer(base)
     output.mkdir(parents=True, exist_ok=True)
@@ -150,7 +165,8 @@ def write_quantized(base: Path, environment: Path, output: Path, text: Calibrati
         command = [interpreter_of(environment), script, exact, quantization, output / f"{name}.gguf", *more]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
+            said = done.stderr[-2000:].strip()
+            raise EnvironmentFault(f"llama.cpp cannot write {name}: {said}", where=environment)
 
     with tempfile.TemporaryDirectory(dir=output) as temporary:
         exact = write_gguf(Path(temporary) / "F32.gguf", model, tokenizer)

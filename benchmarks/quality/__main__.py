@@ -27,6 +27,8 @@ from shearling.console import log
 from shearling.errors import ShearlingError
 from shearling.executors.executor import Workforce, check_workforce
 from shearling.registry.executors import EXECUTORS
+from shearling.registry.runtimes import RUNTIMES
+from shearling.virtual_environment import require_packages
 
 
 @command
@@ -80,12 +82,15 @@ def _missing(options: argparse.Namespace) -> list[Cell]:
         steps=options.steps,
         test_rows=options.test_rows,
     )
-    missing = unfinished(cells, options.output)
+    missing = unfinished(cells, options.output, llama_cpp=options.llama_cpp is not None)
     log.print(f"{len(cells) - len(missing)} of {len(cells)} cells are there")
     return missing
 
 
 def _carry_out(options: argparse.Namespace) -> dict[str, ShearlingError]:
+    if options.llama_cpp is not None:
+        # Before hours of training.
+        require_packages(RUNTIMES.get("gguf"), options.llama_cpp)
     missing = _missing(options)
     # Imports torch, which a report and --help do without.
     from benchmarks.quality.carry_out import carry_out_all

@@ -16,6 +16,7 @@ from benchmarks.kept_cells import cell_file, cell_files, check_same_recipe, unfi
 from benchmarks.quality.arms import ARMS, LORA_STEPS, Arm, Ratio, parse_ratio
 from benchmarks.quality.models import MODELS, BenchmarkModel
 from benchmarks.quality.tasks import TASKS, BenchmarkTask
+from shearling.errors import UsageError
 from shearling.recipe.recipe import RECIPE_SCHEMA
 from shearling.strict_json import Document, read_document
 
@@ -33,8 +34,8 @@ SubnetName = Literal["adapted", "frozen", "largest", "heuristic", "searched", Se
 """adapted: the dense model with its LoRA, where the arm begins with that; frozen: the same, pruned, before it has
 elastic adapters; packed: the one that was searched, merged and exported as int8 for the sparse kernel, in OpenVINO;
 packed-int4: as int4, tuned on the task's rows and a general text, or as it was trained where that was on integers;
-openvino-int8, openvino-int4: a dense model as OpenVINO's own products have it, int4 tuned likewise; the others are
-files of llama.cpp, imatrix those with an importance matrix of the same texts."""
+openvino-int8, openvino-int4: a dense model as OpenVINO's own products have it, int4 rounded on the same texts, its
+scales not tuned; the others are files of llama.cpp, imatrix those with an importance matrix of the same texts."""
 
 
 class SubnetFigures(Document):
@@ -113,6 +114,11 @@ class CellDocument(Document):
     threads: int
     created: str
 
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return _name_of(self.model, self.task, self.seed, self.ratio, self.arm)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -135,8 +141,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its file."""
-        ratio = self.ratio.text.replace(":", "of") if self.ratio else "0"
-        return f"{self.model.name}-{self.task.name}-{self.seed}-{ratio}-{self.arm.name}"
+        ratio = self.ratio.text if self.ratio else ""
+        return _name_of(self.model.name, self.task.name, self.seed, ratio, self.arm.name)
 
     @property
     def run_name(self) -> str:
@@ -197,6 +203,10 @@ class Cell:
         ]
 
 
+def _name_of(model: str, task: str, seed: int, ratio: str, arm: str) -> str:
+    return f"{model}-{task}-{seed}-{ratio.replace(':', 'of') or '0'}-{arm}"
+
+
 def layered(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A section with other values of some keys, of its tables as well."""
     both = {
@@ -248,14 +258,29 @@ def read_cell(path: Path) -> CellDocument:
     return read_document(path, CellDocument, schema=CELL_SCHEMA)
 
 
-def unfinished(cells: Mapping[str, Cell], output: Path) -> list[Cell]:
-    """The cells that have no file yet.
+def unfinished(cells: Mapping[str, Cell], output: Path, *, llama_cpp: bool = False) -> list[Cell]:
+    """The cells that have no file yet, or one that lacks what is asked for.
+
+    Args:
+        cells: by name.
+        output: the directory of the benchmark.
+        llama_cpp: files of llama.cpp are, of arms whose models are served.
 
     Raises:
         UsageError: one was carried out by another recipe: its figures do not belong beside the others.
         DocumentInvalid: one of them is malformed.
     """
-    return unfinished_cells(cells, output, read_cell, options=RECIPE_OPTIONS)
+    left = unfinished_cells(cells, output, read_cell, options=RECIPE_OPTIONS)
+    if llama_cpp:
+        served = [cell for cell in cells.values() if cell.arm.served and cell.model.head == "language_model"]
+        left += [
+            cell for cell in served if cell not in left and _lacks_llama_cpp(read_cell(cell_file(output, cell.name)))
+        ]
+    return left
+
+
+def _lacks_llama_cpp(document: CellDocument) -> bool:
+    return not set(LLAMA_CPP_FILES) <= {figures.subnet for figures in document.subnets}
 
 
 def check_recipes(output: Path, *, steps: int | None = None, test_rows: int | None = None) -> None:
@@ -267,12 +292,28 @@ def check_recipes(output: Path, *, steps: int | None = None, test_rows: int | No
         test_rows: instead of the tasks'.
 
     Raises:
-        UsageError: one was carried out by another recipe than today's.
+        UsageError: one was carried out by another recipe than today's, or two of a task have other rows or texts.
         DocumentInvalid: one of them is malformed.
     """
-    for document in read_cells(output):
+    documents = read_cells(output)
+    _check_same_rows(output, documents)
+    for document in documents:
         if document.model in MODELS and document.task in TASKS and document.arm in ARMS:
             model, task = MODELS[document.model](), TASKS[document.task]()
             ratio = parse_ratio(document.ratio) if document.ratio else None
             cell = Cell(model, ARMS[document.arm], ratio, task, document.seed, steps, test_rows)
             check_same_recipe(cell_file(output, cell.name), document, cell, options=RECIPE_OPTIONS)
+
+
+def _check_same_rows(output: Path, documents: Iterable[CellDocument]) -> None:
+    """Refuse cells of a task that were not asked the same rows, or whose bits per byte are of another text."""
+    asked: dict[tuple[str, str], tuple[set[str], str]] = {}
+    for document in documents:
+        rows = {figures.rows_sha256 for figures in document.subnets}
+        known = asked.setdefault((document.model, document.task), (rows, document.general_text_sha256))
+        if known != (rows, document.general_text_sha256) or len(rows) > 1:
+            raise UsageError(
+                "this cell was asked other rows or another text than those beside it",
+                where=cell_file(output, document.name),
+                remedy="Choose another --output, or remove the file to run the cell anew",
+            )

@@ -83,7 +83,7 @@ def _cells_of(row: Row) -> tuple[str, ...]:
 
 def _of(row: Row) -> str:
     """How many cells a difference is of, where these are not all."""
-    return "" if row.paired == row.cells else f" ({row.paired})"
+    return "" if len(row.paired) == row.cells else f" ({len(row.paired)})"
 
 
 def _points(estimate: SeedMean) -> str:

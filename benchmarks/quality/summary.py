@@ -81,7 +81,8 @@ class Row:
     """A row of the table; means are over tasks within a seed, then over seeds.
 
     Attributes:
-        cells: how many it is made of; paired: those of them that have a baseline.
+        cells: how many it is made of.
+        paired: task and seed of those of them that have a baseline.
         accuracy: on test rows.
         difference: from the baseline's, of the same tasks and seeds; None where they have none in common.
         before: bits per byte of the general text before training; None of what was trained no further.
@@ -93,7 +94,7 @@ class Row:
 
     key: RowKey
     cells: int
-    paired: int
+    paired: frozenset[tuple[str, int]]
     accuracy: SeedMean
     difference: SeedMean | None
     before: float | None
@@ -185,7 +186,7 @@ def _row(key: RowKey, measured: Measured, *, dense: Mapping[tuple[str, int], Sub
     return Row(
         key=key,
         cells=len(pairs),
-        paired=sum(pair.dense is not None for pair in pairs),
+        paired=frozenset((pair.cell.task, pair.cell.seed) for pair in pairs if pair.dense is not None),
         accuracy=_accuracy(pairs),
         difference=_difference(pairs),
         before=None if key.subnet in BEFORE_TRAINING else _mean(cell.bits_per_byte for cell, _ in measured),

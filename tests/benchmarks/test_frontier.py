@@ -136,7 +136,10 @@ def test_a_model_without_accuracy_and_two_tasks_are_refused() -> None:
         place_models(board(*SCORES, scored("x/lora", 0.9, task="other")), SUBJECTS)
 
 
-def row(subnet: SubnetName, points: float, *, paired: int = 9) -> Row:
+NINE = frozenset((task, seed) for task in ("poker", "sarcasm", "stories") for seed in range(3))
+
+
+def row(subnet: SubnetName, points: float, *, paired: frozenset[tuple[str, int]] = NINE) -> Row:
     return Row(
         key=RowKey("smollm2", "", "a", subnet),
         cells=9,
@@ -181,8 +184,13 @@ def test_means_of_other_cells_and_files_that_they_lack_are_refused() -> None:
         place_files(ROWS, SUBJECTS, {})
     with pytest.raises(ArtefactMissing, match="no file searched"):
         place_files(ROWS, SUBJECTS, {**FILES, "lora": "searched"})
-    with pytest.raises(ArtefactMismatch, match="different cells: openvino-int8 9, Q4_0 4"):
-        place_files([ROWS[0], row("Q4_0", 0, paired=4)], SUBJECTS, FILES)
+    fewer = frozenset({("poker", 0), ("poker", 1), ("sarcasm", 0), ("sarcasm", 1)})
+    lacking = r"openvino-int8 9, Q4_0 4.*Q4_0 lacks: poker with seed 2"
+    with pytest.raises(ArtefactMismatch, match=f"means of different cells: {lacking}"):
+        place_files([ROWS[0], row("Q4_0", 0, paired=fewer)], SUBJECTS, FILES)
+    others = frozenset((task, seed + 1) for task, seed in fewer)
+    with pytest.raises(ArtefactMismatch, match="different cells: packed 4, Q4_0 4"):
+        place_files([row("packed", 0, paired=fewer), row("Q4_0", 0, paired=others)], SUBJECTS, FILES)
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

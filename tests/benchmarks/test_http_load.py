@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import cast
 
 import pytest
 
-from benchmarks.http_load import MOST_GROWTH, _ask, main
+from benchmarks import http_load
+from benchmarks.http_load import MOST_GROWTH, LoadedServer, Work, _ask, load_level, main
+from serve.bench.workload import Prompts
 from tests.support.deployments import shared_export
 
 
@@ -43,6 +46,27 @@ class Answering:
 
     async def text(self) -> str:
         return self.body
+
+
+def test_throughput_is_counted_from_the_end_of_an_answer_to_that_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        url, runs, resident_bytes = "http://none", True, 0
+
+    class SamePrompt:
+        def draw(self) -> tuple[list[list[list[int]]], int]:
+            return [[[1, 2]]], 10
+
+    async def answer(*_: object, **__: object) -> None:
+        await asyncio.sleep(0.13)
+
+    monkeypatch.setattr(http_load, "_ask", answer)
+    server, prompts = cast(LoadedServer, Server()), cast(Prompts, SamePrompt())
+    work = Work(prompt_tokens=2, new_tokens=10)
+    found = load_level(server, prompts, work, clients=1, seconds=0.5)
+    # Three whole answers in half a second, and a part of the fourth.
+    assert found.tokens_per_s == pytest.approx(10 / 0.13, rel=0.1)
+    Server.runs = False
+    assert load_level(server, prompts, work, clients=1, seconds=60).answered == 1
 
 
 @pytest.mark.slow

@@ -42,6 +42,14 @@ def test_exports_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_four_bits_are_rounded_without_data_by_both() -> None:
+    made = optimum_export.commands(Path("model"), "int4", Path("made"))
+    for name in (optimum_export.OURS, optimum_export.WITHOUT_GATES):
+        assert made[name][made[name].index("--quantization") + 1] == "fast"
+    assert "--dataset" not in made[optimum_export.OPTIMUM]
+    assert "--quantization" not in optimum_export.commands(Path("model"), "int8", Path("made"))[optimum_export.OURS]
+
+
 def test_a_failed_export_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimum_export, "run_measured", StandIn(exit_code=3))
     with pytest.raises(UsageError, match="ours ends with 3: no such model"):

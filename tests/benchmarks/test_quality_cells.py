@@ -22,7 +22,7 @@ from shearling.errors import RecipeInvalid, UsageError
 from shearling.recipe.recipe import Recipe, stored_recipe
 from shearling.run import Run
 from shearling.strict_json import write_document
-from tests.support.quality_cells import cell_document
+from tests.support.quality_cells import cell_document, subnet_figures
 from train.base.adaptation import adapting_recipe
 from train.super_adapter.artefact import recipe_inputs
 from train.super_adapter.resumption import deciding_inputs, differing_keys
@@ -52,6 +52,47 @@ def test_every_cell_has_a_valid_recipe(arm: str) -> None:
         else:
             expected = ("2:4", 0.5) if cell.ratio.text == "2:4" else ("unstructured", float(cell.ratio.text))
             assert (sparsity.pattern, sparsity.ratio) == expected
+
+
+def test_a_baseline_without_files_that_are_asked_for_is_carried_out_anew(tmp_path: Path) -> None:
+    cells = all_cells()
+    for name in ("smollm2-poker-0-0-dense-taught", "minilm-poker-0-0-dense-taught", "smollm2-poker-0-0-dense"):
+        finish(cells[name], tmp_path)
+    complete = finish(cells["smollm2-sarcasm-0-0-dense-taught"], tmp_path)
+    files = tuple(subnet_figures(0.5, subnet=name) for name in ("largest", *LLAMA_CPP_FILES))
+    path = cell_file(tmp_path, "smollm2-sarcasm-0-0-dense-taught")
+    write_document(path, complete.model_copy(update={"subnets": files}))
+    left = unfinished(cells, tmp_path)
+    more = [cell.name for cell in unfinished(cells, tmp_path, llama_cpp=True) if cell not in left]
+    assert more == ["smollm2-poker-0-0-dense-taught"]
+
+
+def test_an_environment_without_llama_cpp_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output", str(tmp_path / "table"), "--llama-cpp", str(tmp_path / "typo")]) == 4
+    assert "typo: no virtual environment here" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize("other", ["rows", "text"])
+def test_cells_of_one_task_were_asked_the_same_rows_and_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    cells, options = all_cells(), ["--output", str(tmp_path), "--report"]
+    names = ["smollm2-poker-0-0-dense", "smollm2-poker-0-0.5-wanda", "smollm2-sarcasm-0-0-dense"]
+    documents = [finish(cells[name], tmp_path) for name in names]
+    assert main(options) == 0
+    rows = tuple(figures.model_copy(update={"rows_sha256": "2" * 64}) for figures in documents[2].subnets)
+    changes = {"subnets": rows} if other == "rows" else {"general_text_sha256": "2" * 64}
+    write_document(cell_file(tmp_path, names[2]), documents[2].model_copy(update={"subnets": rows}))
+    assert main(options) == 0, "another task has other rows"
+    write_document(cell_file(tmp_path, names[1]), documents[1].model_copy(update=changes))
+    capsys.readouterr()
+    assert main(options) == 2
+    said = "".join(capsys.readouterr().err.split())
+    assert f"{names[1]}.json" in said
+    assert "askedotherrowsoranothertext" in said
 
 
 def test_what_others_serve_is_what_llama_cpp_writes() -> None:

@@ -537,6 +537,8 @@ def test_its_version_is_that_of_the_openvino_that_everything_is_tested_with():
     assert f"openvino=={release}" in project["build-system"]["requires"]
     assert extras["openvino"] == [f"openvino=={release}"]
     assert extras["genai"] == [f"openvino-genai~={release}.0"]
+    assert f"openvino=={release}" in extras["optimum"]
+    assert f"openvino-tokenizers~={release}.0" in extras["optimum"]
     assert f"openvino=={release}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 
 
