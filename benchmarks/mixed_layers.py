@@ -10,6 +10,7 @@ are taken row by row. The search stands beside the figures; an interrupted one c
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,12 +100,17 @@ def compare(
         name: {
             "accuracy": sum(answers[name]) / len(places),
             "model_bytes": counter.costs(indices).model_bytes,
-            "mixed_less_this": vars(paired_difference(answers["mixed"], answers[name])) if name != "mixed" else None,
+            "mixed_less_this": _less(answers["mixed"], answers[name]) if name != "mixed" else None,
         }
         for name, indices in asked.items()
     }
     chosen = None if found.mixture is None else found.mixture.words
     output.write_text(json.dumps({"budget": most, "rows": len(places), "mixed": chosen, "models": figures}, indent=2))
+
+
+def _less(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    found = paired_difference(first, second)
+    return {"n": found.n, "mean": found.mean, "interval": found.interval, "p_value": found.p_value}
 
 
 def _name(choice: dict[str, int]) -> str:

@@ -27,8 +27,12 @@ TRAINING_LIBRARIES_BYTES = 770 * 2**20
 """With the Trainer and peft."""
 CHOOSING_BYTES = 22
 """An entry of the largest matrix while its mask is chosen: a copy, scores, comparisons, counts of ties."""
-GRAM_CHOOSING_BYTES = 20
-"""An entry of a Gram matrix while it is inverted or decomposed, beside the matrices that wait."""
+REPAIRING_BYTES = 80
+"""An entry of the largest matrix while its weights are chosen anew: by ALPS 76, by conjugate gradients 61."""
+GRAM_CHOOSING_BYTES = 22
+"""An entry of the largest Gram matrix while it is inverted or decomposed, beside the matrices that wait."""
+GRAM_DAMPING_BYTES = 8
+"""The same where it is multiplied by alone."""
 MERGING_BYTES = 17
 """An entry of the largest matrix in the backward: the merged weight, the gradient of it, the mask as numbers."""
 ADAM_BYTES = 16
@@ -63,12 +67,10 @@ def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimat
     """Of the sparse artefact: with one layer in memory, or the whole model where the section needs it."""
     masks_bytes = figures.linear_parameters // 8
     disk = Estimate(0, figures.stored_bytes + masks_bytes)
-    choosing = CHOOSING_BYTES * figures.matrix + masks_bytes
+    choosing = choosing_memory_bytes(figures, section) + masks_bytes
     layer = FLOAT32_BYTES * figures.layer_parameters
     text = section.calibration.samples * section.calibration.seq_len * figures.hidden * FLOAT32_BYTES
     tuned = section.reconstruction is not None and section.reconstruction.layer_epochs > 0
-    if PRUNING_METHODS.get(section.method).needs_gram or section.reconstruction is not None:
-        choosing += FLOAT32_BYTES * figures.gram + GRAM_CHOOSING_BYTES * figures.hidden**2
     # The states of the pruned model, and those of the dense one, which are also the targets.
     states = text * ((3 if tuned else 1) if section.measured else 0)
     # Adam, and the gradient, of a layer that is tuned.
@@ -81,6 +83,15 @@ def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimat
         copies = 4 if section.healing is not None else 2
         peak = copies * FLOAT32_BYTES * figures.parameters + states + choosing
     return Estimate(_libraries() + peak).then(disk)
+
+
+def choosing_memory_bytes(figures: ModelFigures, section: SparsitySection) -> int:
+    """Of what is gathered of a layer, and what its largest matrix takes beside itself while it is pruned."""
+    needs_gram = PRUNING_METHODS.get(section.method).needs_gram
+    if not needs_gram and section.reconstruction is None:
+        return CHOOSING_BYTES * figures.matrix
+    largest = (GRAM_CHOOSING_BYTES if needs_gram else GRAM_DAMPING_BYTES) * figures.largest_gram
+    return REPAIRING_BYTES * figures.matrix + FLOAT32_BYTES * figures.gram + largest
 
 
 def estimate_training(

@@ -39,13 +39,16 @@ class Gram:
         self._matrix = product.clone() if self._matrix is None else self._matrix.add_(product)
 
     def damped(self, *, where: str) -> Tensor:
-        """[in, in] float32, H + `DAMPING` mean(diag H) I, positive definite.
+        """[in, in] float32, H + `DAMPING` mean(diag H) I, positive definite; I where all inputs were zero, to which all
+        weights are alike.
 
         Raises:
-            ModelUnsupported: no calibration token reached the layer, or none was other than zero.
+            ModelUnsupported: no calibration token reached the layer.
             NonFiniteWeights: an input was NaN or infinite.
         """
-        if self._matrix is None or not self._matrix.any():
+        import torch
+
+        if self._matrix is None or not self.tokens:
             raise ModelUnsupported(
                 "no calibration token reached this layer", where=where, remedy="Give more samples, or another text"
             )
@@ -53,6 +56,8 @@ class Gram:
             raise NonFiniteWeights(
                 "its calibration inputs hold NaN or infinity", where=where, remedy="Check the base model"
             )
+        if not self._matrix.any():
+            return torch.eye(len(self._matrix))
         damped = self._matrix.clone()
         damped.diagonal().add_(DAMPING * damped.diagonal().mean())
         return damped

@@ -179,23 +179,44 @@ def _build_task(name: str, manager: Any, split: Split) -> Any:
                 f"the data of this task is not on this machine: {error}", where=f"task {name}"
             ) from error
     _check_split(split, {other for other in SPLITS if getattr(built, f"has_{HARNESS_SPLITS[other]}_docs")()}, name)
-    _draw_examples_by_row(built)
+    _draw_examples_by_row(built, split)
     return built
 
 
-def _draw_examples_by_row(task: Any) -> None:
-    """Let a row have the same few-shot examples whenever, wherever and beside whatever other rows it is asked.
+def _draw_examples_by_row(task: Any, split: Split) -> None:
+    """Let a row have the same few-shot examples whenever, wherever and beside whatever other rows it is asked, never
+    itself.
 
-    The harness draws them one row after the other, from a generator that starts anywhere.
+    The harness draws them one row after the other, from a generator that starts anywhere, and leaves the row itself out
+    where examples are test rows, not where they are the validation rows that are asked.
     """
     written = task.fewshot_context
 
     @functools.wraps(written)
     def write(document: Any, *arguments: Any, **options: Any) -> Any:
         task.set_fewshot_seed(int(digest_document(document)[:16], 16))
-        return written(document, *arguments, **options)
+        if not _examples_are_rows(task, split):
+            return written(document, *arguments, **options)
+        drawn = task.sampler.sample
+        # `eval_doc` is what is left out.
+        task.sampler.sample = lambda *given, **chosen: drawn(*given, **{**chosen, "eval_doc": document})
+        try:
+            return written(document, *arguments, **options)
+        finally:
+            task.sampler.sample = drawn
 
     task.fewshot_context = write
+
+
+def _examples_are_rows(task: Any, split: Split) -> bool:
+    """Whether few-shot examples are drawn from the rows that are asked."""
+    examples = getattr(task, "fewshot_cfg", None)
+    if examples is None:  # a task that is a class of its own
+        return False
+    if examples.split is not None:
+        return bool(examples.split == getattr(task.config, f"{HARNESS_SPLITS[split]}_split"))
+    others = task.has_training_docs() or (split == "test" and task.has_validation_docs())
+    return examples.samples is None and not others
 
 
 def _check_split(split: Split, has: Set[Split], name: str) -> None:

@@ -6,6 +6,7 @@ smaller differences than one of two accuracies.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -25,13 +26,18 @@ class PairedDifference:
         n: rows that both answered.
         mean: -1 to 1, positive where the first is better.
         interval: 95 %.
-        p_value: of the exact one-sided test that the first is no better; see `permutation_test`.
+        differences: per row.
     """
 
     n: int
     mean: float
     interval: tuple[float, float]
-    p_value: float
+    differences: tuple[float, ...]
+
+    @functools.cached_property
+    def p_value(self) -> float:
+        """Of the exact one-sided test that the first is no better; see `permutation_test`, which may take seconds."""
+        return permutation_test(self.differences)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
@@ -41,9 +47,9 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
         first: per row how right the answer is, 0 to 1.
         second: the same of the other model, row by row; the rows that only one of them has are left out at the end.
     """
-    differences = [left - right for left, right in zip(first, second, strict=False)]
+    differences = tuple(left - right for left, right in zip(first, second, strict=False))
     mean = math.fsum(differences) / len(differences) if differences else 0.0
-    return PairedDifference(len(differences), mean, paired_interval(differences), permutation_test(differences))
+    return PairedDifference(len(differences), mean, paired_interval(differences), differences)
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:

@@ -35,6 +35,7 @@ class ModelFigures:
         vocabulary: logits of a position; 0 of a classifier.
         widest: most inputs or outputs of a matrix in a layer.
         gram: entries of the Gram matrices of all linears of a layer, inputs squared.
+        largest_gram: of one of them.
     """
 
     parameters: int
@@ -51,6 +52,7 @@ class ModelFigures:
     vocabulary: int
     widest: int
     gram: int
+    largest_gram: int
 
 
 def read_figures(source: Path) -> ModelFigures:
@@ -96,6 +98,7 @@ def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
         vocabulary=max(table.shape),
         widest=max((max(tensor.shape) for tensor in largest), default=0),
         gram=sum(tensor.shape[1] ** 2 for tensor in largest),
+        largest_gram=max((tensor.shape[1] ** 2 for tensor in largest), default=0),
     )
 
 

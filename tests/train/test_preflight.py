@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from dataclasses import replace
@@ -23,12 +25,13 @@ from shearling.errors import (
 )
 from shearling.model.figures import ModelFigures, figures_of, read_figures
 from shearling.model.layers import find_layers
+from shearling.model.weight_shards import StoredTensor
 from shearling.recipe.model import ModelSection
 from shearling.resources import Estimate
 from tests.support.json_files import edit_json
 from tests.support.tiny_models import FAMILIES, fused_experts_config, save_tiny, tiny_tokenizer
 from tests.support.tiny_runs import tiny_recipe
-from train.estimates import estimate_stage, what_would_fit
+from train.estimates import choosing_memory_bytes, estimate_stage, what_would_fit
 from train.preflight import check_structure, find_model, preflight
 from train.stage import run_recipe
 
@@ -179,6 +182,69 @@ def test_figures_are_those_of_the_model(tmp_path):
     assert (found.hidden, found.widest) == (48, 88)
     gguf = write_gguf(tmp_path / "tiny.gguf", model, tiny_tokenizer())
     assert read_figures(gguf) == found
+
+
+ONE_MATRIX = """
+import sys
+
+import torch
+
+from shearling.calibration.gram import Gram
+from shearling.recipe.sparsity import SparsitySection
+from shearling.registry.pruning_methods import PRUNING_METHODS
+from train.sparsity.pattern import competing_block, make_pattern
+from train.sparsity.reconstruction.conjugate_gradients import refit
+from train.sparsity.reconstruction.mask_swaps import swap_weights
+
+section = SparsitySection.model_validate_json(sys.argv[1])
+out, columns = map(int, sys.argv[2:])
+weight, inputs, gram = torch.randn(out, columns), torch.randn(256, columns), Gram()
+gram.add_product(inputs.T @ inputs, tokens=256)
+pattern, method = make_pattern(section.pattern, ratio=section.ratio), PRUNING_METHODS.get(section.method)
+torch.linalg.eigh(torch.eye(64))  # what libraries take once
+
+
+def told(name):
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(name))
+
+
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before = told("VmRSS")
+if method.needs_gram:
+    method.load()(gram).prune(weight, pattern, where="linear")
+else:
+    mask, hessian = pattern.keep(weight.abs()), gram.damped(where="linear")
+    pruned = weight * mask
+    if section.reconstruction.swaps:
+        block = competing_block(pattern, where="linear")
+        mask, pruned = swap_weights(weight, pruned, mask, hessian, block=block, swaps=section.reconstruction.swaps)
+    refit(weight, pruned, mask, hessian, steps=section.reconstruction.matrix_steps)
+print(told("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("out", "columns", "sparsity"),
+    [
+        (64, 3072, {"method": "alps"}),
+        (64, 3072, {"method": "sparsegpt"}),
+        (64, 3072, {"method": "wanda", "reconstruction": {"matrix_steps": 2}}),
+        (3072, 512, {"method": "alps"}),
+        (3072, 512, {"method": "wanda", "reconstruction": {"matrix_steps": 2}}),
+        (3072, 512, {"method": "wanda", "pattern": "4:8", "reconstruction": {"swaps": 2, "matrix_steps": 1}}),
+    ],
+)
+def test_what_one_matrix_takes_while_it_is_chosen_is_counted(out, columns, sparsity, tmp_path):
+    """Beside the matrix itself, and what had been gathered, in a process of its own."""
+    section = tiny_recipe(tmp_path, sparsity=sparsity).sparsity
+    figures = figures_of({"layers.0.linear.weight": StoredTensor("float32", (out, columns))})
+    command = [sys.executable, "-c", ONE_MATRIX, section.model_dump_json(), str(out), str(columns)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    gathered_bytes = 4 * columns**2
+    said = choosing_memory_bytes(figures, section)
+    assert 0.4 * said < int(done.stdout) + gathered_bytes <= said
 
 
 def test_a_layer_at_a_time_takes_a_fraction_and_healing_the_whole_model(tmp_path):

@@ -58,6 +58,21 @@ def test_rows_have_examples_of_their_own(tmp_path: Path) -> None:
     assert len({prompt[: prompt.index("validation")] for prompt in prompts}) > 1
 
 
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+@pytest.mark.parametrize("split", ["validation", None])
+def test_a_row_is_no_example_of_itself(tmp_path: Path, sampler: str, split: str | None) -> None:
+    directory = write_task(tmp_path / "task")
+    config = json.loads((directory / "asked.yaml").read_text())
+    changes = {"test_split": "train", "fewshot_config": {"sampler": sampler, "split": split}}
+    del config["fewshot_split"], config["training_split"]
+    (directory / "asked.yaml").write_text(json.dumps(config | changes))
+    task = open_task(directory)._answers
+    for document in task.eval_docs:
+        prompt = task.fewshot_context(document, num_fewshot=2)
+        assert prompt.count("validation ") == 3
+        assert prompt.count(document["prompt"]) == 1
+
+
 def test_a_task_is_another_one_where_its_examples_come_from_other_rows(tmp_path: Path) -> None:
     one, more = (write_task(tmp_path / str(count), examples=count) for count in (12, 13))
     assert open_task(one).sha256 != open_task(more).sha256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -201,10 +203,27 @@ def test_a_hessian_that_holds_nothing_or_nan_is_refused() -> None:
     gram.add_product(part, tokens=1)
     with pytest.raises(NonFiniteWeights, match="NaN"):
         gram.damped(where="layer")
-    silent = Gram()
-    silent.add_product(torch.zeros(4, 4), tokens=7)
-    with pytest.raises(ModelUnsupported, match="no calibration token"):
-        silent.damped(where="layer")
+
+
+@pytest.mark.parametrize("method", [surgeon_prune, split_prune])
+def test_inputs_that_were_all_zero_leave_the_choice_to_the_weights(method: Callable[..., Pruned]) -> None:
+    silent, weight = Gram(), layer(16)[0]
+    silent.add_product(torch.zeros(16, 16), tokens=7)
+    hessian = silent.damped(where="layer")
+    assert hessian.equal(torch.eye(16))
+    pruned = method(weight, hessian, Unstructured(0.5), where="layer")
+    assert pruned.mask.sum(1).eq(8).all()
+    assert pruned.weight is not None
+    by_size = weight * keep_mask(weight.abs(), Unstructured(0.5), where="layer")
+    assert layer_error(weight, pruned.weight * pruned.mask, hessian) <= 1.1 * layer_error(weight, by_size, hessian)
+
+
+@pytest.mark.parametrize("method", [surgeon_prune, split_prune])
+def test_nothing_changes_where_nothing_goes(method: Callable[..., Pruned]) -> None:
+    weight, hessian = layer(24)
+    pruned = method(weight, hessian, Unstructured(0.0), where="layer")
+    assert pruned.mask.all()
+    assert pruned.weight is None or pruned.weight.equal(weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -55,11 +55,13 @@ def split_prune(
     import torch
 
     scale = hessian.diagonal().sqrt()
+    target = weight.detach().float() * scale
+    mask = keep_mask(target.abs(), pattern, where=where)
+    if mask.all():  # nothing goes, so nothing may change
+        return Pruned(mask)
     normal = hessian / scale / scale[:, None]
     values, vectors = torch.linalg.eigh(normal)
-    target = weight.detach().float() * scale
     product = target @ normal
-    mask = keep_mask(target.abs(), pattern, where=where)
     sparse, dual = target * mask, torch.zeros_like(target)
     penalty, looked_at = FIRST_PENALTY, mask
     for iteration in range(1, most_iterations + 1):

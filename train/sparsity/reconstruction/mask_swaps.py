@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+ENTRIES_AT_ONCE = 2**18
+"""Of a matrix whose rows are looked at together: every pair of a small block is in memory, up to 170 bytes an entry."""
 CANDIDATES = 8
 """Weights to take out, and as many to let in, that are looked at in pairs: the best of each kind without H_pq."""
 
@@ -40,7 +42,7 @@ def swap_weights(
     mask, pruned = mask.clone(), start.float() * mask
     slope = (weight.float() - pruned) @ hessian  # D H
     for _ in range(swaps):
-        gain, out_column, in_column, value = _best_swaps(pruned, mask, slope, hessian, block or mask.shape[1])
+        gain, out_column, in_column, value = _all_best_swaps(pruned, mask, slope, hessian, block or mask.shape[1])
         rows = (gain < -1e-9 * (slope * (weight - pruned)).sum(dim=1)).nonzero().flatten()
         if len(rows) == 0:
             break
@@ -50,6 +52,18 @@ def swap_weights(
         pruned[rows, leaving], pruned[rows, entering] = 0.0, entered
         mask[rows, leaving], mask[rows, entering] = False, True
     return mask, pruned
+
+
+def _all_best_swaps(
+    pruned: Tensor, mask: Tensor, slope: Tensor, hessian: Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    import torch
+
+    rows = max(1, ENTRIES_AT_ONCE // mask.shape[1])
+    parts = zip(pruned.split(rows), mask.split(rows), slope.split(rows), strict=True)
+    found = [_best_swaps(*part, hessian, block) for part in parts]
+    gain, out_column, in_column, value = (torch.cat(column) for column in zip(*found, strict=True))
+    return gain, out_column, in_column, value
 
 
 def _best_swaps(

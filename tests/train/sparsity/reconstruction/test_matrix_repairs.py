@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shearling.calibration.gram import layer_error
 from train.sparsity.pattern import Pattern, SemiStructured, Unstructured
+from train.sparsity.reconstruction import mask_swaps
 from train.sparsity.reconstruction.conjugate_gradients import refit
 from train.sparsity.reconstruction.mask_swaps import swap_weights
 
@@ -83,6 +84,16 @@ def test_swaps_keep_the_pattern_and_lower_the_error_of_every_row(pattern: Patter
 
     assert (row_errors(values) <= row_errors(start) * (1 + 1e-5)).all()
     assert row_errors(values).sum() < 0.9 * row_errors(start).sum()
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4)], ids=str)
+def test_rows_are_looked_at_in_parts_as_if_together(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, mask, hessian = case(pattern, seed=3)
+    together = swap_weights(weight, weight * mask, mask, hessian, block=pattern.block, swaps=5)
+    monkeypatch.setattr(mask_swaps, "ENTRIES_AT_ONCE", 3 * 32)
+    apart = swap_weights(weight, weight * mask, mask, hessian, block=pattern.block, swaps=5)
+    for one, other in zip(together, apart, strict=True):
+        assert one.equal(other)
 
 
 def test_the_first_swap_is_the_best_of_all_pairs() -> None:
