@@ -21,6 +21,8 @@ from shearling.errors import ArtefactMissing, DocumentInvalid
 
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 32
+MOST_TOLD = 20
+"""Wrong fields of a document that are named."""
 
 # Up to the next bracket outside a string. Possessive, and a string may lack its end, so that no character is looked
 # at twice.
@@ -175,18 +177,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def describe_validation_error(error: pydantic.ValidationError, *, names: Mapping[str, str] | None = None) -> str:
-    """One line that names each wrong field, what was found, and why it is wrong.
+    """One line that names each wrong field, of many the first, what was found, and why it is wrong.
 
     Args:
         error: of a document.
         names: what users call its fields, where they know other names.
     """
     parts = []
-    for item in error.errors(include_url=False):
+    # What a default would have been is of no use where the value that it depends on is wrong.
+    items = [item for item in error.errors(include_url=False) if item["type"] != "default_factory_not_called"]
+    for item in items[:MOST_TOLD]:
         field = ".".join(str(part) for part in item["loc"]) or "document"
         field = (names or {}).get(field, field)
         found = f" (found {item['input']!r:.60})" if item["type"] not in ("missing",) else ""
         parts.append(f"{field}: {item['msg'].removeprefix('Value error, ')}{found}")
+    if len(items) > MOST_TOLD:
+        parts.append(f"and {len(items) - MOST_TOLD} more")
     return "; ".join(parts)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from shearling.artefact import Artefact
 from shearling.command_line import Result
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space, rounded_count
+from shearling.run import Run
 from train.super_adapter.artefact import LOG_FILE
 
 
@@ -29,7 +30,9 @@ def summarise(output: Path, made: Mapping[str, Artefact]) -> Result:
         facts, words = _FACTS[kind.partition("/")[0]](artefact)
         data["artefacts"][kind] |= facts
         table.add_row(escape(str(artefact.path)), words)
-    table.caption = escape(f"next: python -m search --run {output}") if "super_adapter" in made else None
+    # A search that is there was of an earlier super-adapter, unless this one is it.
+    again = " --force" if Run(output).search.exists() else ""
+    table.caption = escape(f"next: python -m search --run {output}{again}") if "super_adapter" in made else None
     return Result(data, table)
 
 

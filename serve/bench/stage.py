@@ -18,6 +18,9 @@ from shearling.destination import require_writable
 from shearling.errors import OutputExists, UsageError
 from shearling.target import Target
 
+MOST_REQUESTS = 4096
+"""At once: each has a cache of its own."""
+
 
 def bench_models(
     targets: Sequence[Target], *, options: RunOptions, workload: Workload, output: Path | None, force: bool
@@ -75,11 +78,15 @@ def parse_concurrency(text: str) -> list[int]:
     """Read `1,2,4,8`.
 
     Raises:
-        UsageError: something in it is no number.
+        UsageError: something in it is no number, or more than `MOST_REQUESTS`.
     """
     parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    # No more digits than the largest has: beyond thousands `int` raises.
+    if not all(part.strip().isdecimal() and len(part.strip()) <= len(str(MOST_REQUESTS)) for part in parts):
         raise UsageError(
-            f"cannot read the numbers of requests {text!r}", remedy="Give --concurrency 1,2,4,8, for example"
+            f"cannot read the numbers of requests {text!r:.60}", remedy="Give --concurrency 1,2,4,8, for example"
         )
-    return [int(part) for part in parts]
+    counts = [int(part) for part in parts]
+    if max(counts) > MOST_REQUESTS:
+        raise UsageError(f"{max(counts)} requests at once", remedy=f"Give at most {MOST_REQUESTS}")
+    return counts

@@ -33,13 +33,14 @@ class Estimate(Document):
     Attributes:
         low, high: bounds at `CONFIDENCE`; equal to the median where there is one sample, which says nothing of its
             spread.
-        samples: how many values it rests on.
+        samples: how many values it rests on; of a ratio that was not measured long enough to have any, 0, and the rest
+            says nothing.
     """
 
     median: float
     low: float
     high: float
-    samples: int = pydantic.Field(ge=1)
+    samples: int = pydantic.Field(ge=0)
 
 
 def bootstrap_median(

@@ -204,5 +204,5 @@ def _estimate(pairs: Pairs, low: float, high: float) -> Estimate:
         median=math.exp(hodges_lehmann(blocks)) if blocks.size else 1.0,
         low=math.exp(low),
         high=math.exp(high) if math.isfinite(high) else float(np.finfo(np.float64).max),
-        samples=max(1, blocks.size),
+        samples=blocks.size,
     )

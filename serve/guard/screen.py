@@ -9,13 +9,15 @@ from serve.bench.benchmark import Benchmark
 from serve.bench.screen import benchmark_screen
 from serve.guard.bisection import Bisection
 from serve.guard.regression import Verdict
-from serve.guard.telling import show_ratio, tell_measuring, tell_outcomes
+from serve.guard.telling import show_ratio, tell_measuring, tell_outcomes, told_pairs
+
+REFERENCE = " of the reference's"
 
 
 def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
     """The tables of the benchmark, and the verdict under them."""
     lines = [
-        f"{name}: {show_ratio(ratio)} of the reference's: {verdict.outcomes[name]}"
+        f"{name}: {show_ratio(ratio)}{REFERENCE if ratio.samples else ''}: {verdict.outcomes[name]}"
         for name, ratio in verdict.ratios.items()
     ]
     if verdict.tokens is not None:
@@ -28,7 +30,7 @@ def verdict_screen(verdict: Verdict, benchmark: Benchmark) -> RenderableType:
     if verdict.lost_share > 0.01:
         lines.append(f"{verdict.lost_share:.0%} of the time went to other processes")
     lines += tell_measuring(verdict)
-    lines.append(f"{verdict.outcome}: at most {verdict.max_ratio:g} was allowed, {verdict.blocks} pairs were measured")
+    lines.append(f"{verdict.outcome}: at most {verdict.max_ratio:g} was allowed, after {told_pairs(verdict.blocks)}")
     return Group(benchmark_screen(benchmark, judged=True), Text("\n".join(lines)))
 
 

@@ -27,7 +27,7 @@ def require_pass(verdict: Verdict) -> None:
         raise CheckFailed(f"the output changed ({figures})", remedy=CHANGED, result=result)
     remedy = how_to_settle(verdict) if verdict.outcome == "inconclusive" else None
     raise CheckFailed(
-        f"latency {verdict.outcome} against {verdict.max_ratio:g} after {verdict.blocks} pairs ({figures})",
+        f"latency {verdict.outcome} against {verdict.max_ratio:g} after {told_pairs(verdict.blocks)} ({figures})",
         remedy=remedy,
         result=result,
     )
@@ -85,7 +85,7 @@ def tell_measuring(verdict: Verdict) -> list[str]:
     lines = []
     if verdict.set_aside:
         lines.append(
-            f"{verdict.set_aside} of {verdict.blocks} pairs of samples were left out: the hypervisor or other "
+            f"{verdict.set_aside} of {told_pairs(verdict.blocks)} were left out: the hypervisor or other "
             "processes took the CPU"
         )
     if verdict.instructions is not None:
@@ -101,8 +101,15 @@ def tell_measuring(verdict: Verdict) -> list[str]:
     return lines
 
 
+def told_pairs(count: int) -> str:
+    """How many pairs of samples, of which a pair of processes has some."""
+    return f"{count} pair{'s' if count != 1 else ''} of samples"
+
+
 def show_ratio(ratio: Estimate) -> str:
-    """The estimate and its interval, where there is one."""
+    """The estimate and its interval, as far as there are any."""
+    if not ratio.samples:
+        return "not measured long enough"
     bounds = f"{ratio.low:.3f}, {ratio.high:.3f}" if math.isfinite(ratio.low) and ratio.low > 0 else "too few pairs"
     return f"{ratio.median:.3f} [{bounds}]"
 

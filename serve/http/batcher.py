@@ -24,7 +24,7 @@ from serve.http.stop_strings import StopFilter
 from serve.http.token_source import BatchedTokens, LoneTokens, TokenSource
 from serve.runtimes.deployment import Deployment
 from serve.runtimes.openvino_decoding import greedy
-from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer, told_by_minja
+from serve.runtimes.tokenization import Decoder, TextStream, TextTokenizer, joined_behind, told_by_minja
 from shearling.errors import ArtefactMissing, ModelUnsupported
 from shearling.kernel.loading.prompt_encoding import encode_prompt_in_genai
 from shearling.kernel.runtime_refusal import last_line
@@ -36,6 +36,8 @@ GREEDY_TEMPERATURE, GREEDY_SHARE = 0.01, 1e-6
 """Below these the most likely token is taken: logits divided by less leave the range of float32 before they choose
 anything else, and a smaller `top_p` keeps no second token, and may be 0 in float32, which GenAI refuses.
 """
+JOINED = 4
+"""Last tokens of a prompt that a text is joined to: as many as the bytes of a character."""
 STREAM_S = 0.04
 """Between two pieces of a stream: more of them nobody sees, and each takes time of server and client that the model
 lacks where they share processors. All streams have theirs after the same step, so that both wake once for them.
@@ -70,6 +72,11 @@ class _Text:
     reason: FinishReason | None = None
     told: bool = False
 
+    @property
+    def continued(self) -> list[int]:
+        """Tokens of the prompt that the text goes on from; a chat's answer is a text of its own."""
+        return [] if isinstance(self.job.prompt[0], Turn) else self.ids[-JOINED:]
+
     def let_through(self, piece: str) -> None:
         """Take text of the stream."""
         self.pieces.append(self.stops.push(piece))
@@ -77,7 +84,7 @@ class _Text:
     def read(self, decoder: Decoder) -> None:
         """Decode what is kept."""
         if self.stream is None:
-            self.pieces.append(str(decoder.decode(self.kept)))
+            self.pieces.append(joined_behind(decoder, self.continued, self.kept))
         elif self.kept:
             self.stream.push(*self.kept)
         self.kept.clear()
@@ -163,7 +170,7 @@ class Batcher:
             return Event(job=job.id, kind="refused", message=f"OpenVINO GenAI refuses it: {last_line(error)}")
         text = _Text(job, ids, max_new_tokens, config, ends, StopFilter(job.stops))
         if job.streamed or job.stops:
-            text.stream = TextStream(self._decoder, text.let_through)
+            text.stream = TextStream(self._decoder, text.let_through, after=text.continued)
         self._waiting.append(text)
         return Event(job=job.id, kind="accepted", prompt_tokens=len(ids))
 

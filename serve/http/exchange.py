@@ -120,7 +120,8 @@ class Exchange:
 
     def _note(self, event: Event) -> None:
         if event.kind == "refused":
-            param = "max_tokens" if event.code == TOO_MANY_TOKENS else self._form.prompt_field
+            asked = "max_completion_tokens" if getattr(self._body, "max_completion_tokens", None) else "max_tokens"
+            param = asked if event.code == TOO_MANY_TOKENS else self._form.prompt_field
             raise Refusal(HTTPStatus.BAD_REQUEST, event.message, code=event.code, param=param)
         if event.kind == "failed":
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, event.message, code=event.code)

@@ -42,7 +42,7 @@ async def read_body(request: Request, model: type[Body], limits: Limits) -> Body
     except DocumentInvalid as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error), code="invalid_json") from None
     except pydantic.ValidationError as error:
-        place = error.errors(include_url=False)[0]["loc"]
+        place = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
         raise Refusal(
             HTTPStatus.BAD_REQUEST,
             describe_validation_error(error),

@@ -31,7 +31,7 @@ class Message(Document):
     """One message of a chat; `developer` is OpenAI's newer word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | tuple[TextPart, ...]
+    content: str | Annotated[tuple[TextPart, ...], pydantic.Field(fail_fast=True)]
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -65,7 +65,8 @@ def _as_stops(value: Any) -> Any:
 
 Stop = Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
 Stops = Annotated[
-    Annotated[tuple[Stop, ...], pydantic.Field(max_length=STOPS)] | None, pydantic.BeforeValidator(_as_stops)
+    Annotated[tuple[Stop, ...], pydantic.Field(max_length=STOPS, fail_fast=True)] | None,
+    pydantic.BeforeValidator(_as_stops),
 ]
 Probability = Annotated[float, pydantic.Field(ge=0, le=1)]
 Penalty = Annotated[float, pydantic.Field(ge=-2, le=2)]
@@ -146,7 +147,9 @@ class ChatBody(GenerationBody):
     """Of `/v1/chat/completions`."""
 
     messages: Annotated[
-        tuple[Message, ...], pydantic.Field(max_length=MESSAGES), pydantic.AfterValidator(_at_least_one)
+        tuple[Message, ...],
+        pydantic.Field(max_length=MESSAGES, fail_fast=True),
+        pydantic.AfterValidator(_at_least_one),
     ]
     max_completion_tokens: Count | None = None
     logprobs: Literal[False] | None = None
@@ -199,9 +202,9 @@ class CompletionBody(GenerationBody):
     default_new_tokens: ClassVar[int | None] = COMPLETION_TOKENS
 
     prompt: Annotated[
-        tuple[str | tuple[TokenId, ...], ...],
+        tuple[str | Annotated[tuple[TokenId, ...], pydantic.Field(fail_fast=True)], ...],
+        pydantic.Field(min_length=1, max_length=CHOICES, fail_fast=True),
         pydantic.BeforeValidator(_as_prompts),
-        pydantic.Field(min_length=1, max_length=CHOICES),
     ]
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +156,12 @@ class ServedModel:
         if process.stdin is not None:
             process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), END_S)
+            # One that still loads reads nothing, and nothing there is owed an answer.
+            await asyncio.wait_for(process.wait(), END_S if self.alive else 0.0)
         except TimeoutError:
-            process.kill()
+            with suppress(ProcessLookupError):
+                # It leads a session: what compiles for it ends as well.
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         if self._listening is not None:
             await self._listening

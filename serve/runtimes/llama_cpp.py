@@ -17,6 +17,7 @@ from serve.runtimes.runtime import Decoding, Generation, RunOptions, RuntimeFact
 from serve.runtimes.tokenization import render_turn
 from serve.visitor.llama_cpp_build import build_settings
 from shearling.errors import ArtefactCorrupt, UsageError
+from shearling.kernel.loading.prompt_encoding import encode_prompt
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.registry.runtimes import FLASH_ATTENTION
 from shearling.target import read_switch
@@ -109,10 +110,15 @@ class LlamaCppRuntime:
             ModelUnsupported: the template fails.
         """
         if not chat:
-            return list(self._model.tokenize(prompt.encode(), add_bos=True, special=True))
+            return encode_prompt(
+                prompt,
+                lambda text, special: list(self._model.tokenize(text.encode(), add_bos=special, special=True)),
+                beginning=self._name_of(self._model.token_bos()),
+                ends=[self._model.token_eos()],
+            )
         ends = {
-            name: self._piece(token, special=True).decode(errors="replace")
-            for name, token in (("eos_token", self._model.token_eos()), ("bos_token", self._model.token_bos()))
+            "eos_token": self._name_of(self._model.token_eos()),
+            "bos_token": self._name_of(self._model.token_bos()),
         }
         # Not with llama-cpp-python's own formatter, which knows less of Jinja than templates for transformers use.
         turn = render_turn(self._template, prompt, ends, where=self._deployment.model_file)
@@ -153,6 +159,10 @@ class LlamaCppRuntime:
         # head for each.
         logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
         return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self._model.n_vocab(),))))
+
+    def _name_of(self, token: int) -> str:
+        """Of a special token; empty where the vocabulary has none, whose number is negative."""
+        return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
 
     def _piece(self, token: int, *, special: bool = False) -> bytes:
         """Of a text; llama-cpp-python's own `detokenize` cuts what is longer than 32 bytes."""

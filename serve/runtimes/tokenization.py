@@ -111,17 +111,38 @@ class Decoder(Protocol):
         """Text of tokens, special ones left out."""
 
 
+def joined_behind(decoder: Decoder, after: Sequence[int], token_ids: Sequence[int]) -> str:
+    """Text of tokens as it continues others. Alone, many tokenizers take the space before its first word for the
+    beginning of a text, and leave it out.
+
+    Args:
+        decoder: of both.
+        after: some tokens before these; none where the text stands alone.
+        token_ids: of the text.
+    """
+    pieces: list[str] = []
+    stream = TextStream(decoder, pieces.append, after=after)
+    stream.push(*token_ids)
+    stream.finish()
+    return "".join(pieces)
+
+
 class TextStream:
     """Turns tokens into text piece by piece; a character whose bytes span tokens appears when it is whole.
 
     Only the last tokens are decoded with each new one, so that the work does not grow with the text.
+
+    Args:
+        tokenizer: decodes.
+        on_text: takes the pieces.
+        after: the last tokens of what the text continues, see `joined_behind`; none where it stands alone.
     """
 
-    def __init__(self, tokenizer: Decoder, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Decoder, on_text: Callable[[str], None], *, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._on_text = on_text
-        self._tokens: list[int] = []
-        self._shown, self._shown_tokens = "", 0
+        self._tokens = list(after)
+        self._shown, self._shown_tokens = tokenizer.decode(after) if after else "", len(after)
 
     def push(self, *token_ids: int) -> None:
         """Take one more token, or some."""

@@ -25,7 +25,7 @@ from shearling.elastic.reordering import REORDERING_FILE
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, Choice, SearchSpace, read_search_space
 from shearling.elastic.subnet_mixture import MixtureReference, Sha256, check_layers, describe_mixture, reopen_mixture
 from shearling.elastic.super_network import ADAPTER_FILE
-from shearling.errors import ArtefactMismatch, DocumentInvalid
+from shearling.errors import ArtefactMismatch, ArtefactMissing, DocumentInvalid
 from shearling.model.checkpoint_safety import CONFIG
 from shearling.run import open_frozen
 from shearling.strict_json import Document, read_document, read_json
@@ -376,6 +376,13 @@ def open_subnet(path: Path) -> OpenSubnet:
 
     subnet = read_subnet(path)
     here = path.resolve().parent
+    for named in (here / subnet.base.path, (here / subnet.adapter.file).parent):
+        if not named.is_dir():
+            raise ArtefactMissing(
+                f"names {named.resolve()}, by the way from itself, and nothing is there",
+                where=path,
+                remedy="Leave it where it was made, such as RUN/search, and make others there: python -m search pick",
+            )
     frozen = open_artefact(here / subnet.base.path, kind=subnet.base.kind)
     adapter = open_artefact((here / subnet.adapter.file).parent, kind="super_adapter")
     _same(frozen.sha256, subnet.base.manifest_sha256, "manifest of the base", path)

@@ -7,6 +7,7 @@ search opens `validation.jsonl` alone.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def locate_task(text: str) -> TaskLocation:
     that the harness knows.
 
     Raises:
-        ArtefactMissing: a directory with neither.
+        ArtefactMissing: a directory with neither, or no such file or directory.
         UsageError: a run, a directory with several tasks, or a file with none.
         DocumentInvalid: its `task.json` is malformed.
     """
@@ -109,6 +110,10 @@ def locate_task(text: str) -> TaskLocation:
         raise UsageError("this is the run, its task lies in it", where=path, remedy=f"Give {path / 'task'}")
     if path.is_file() or path.is_dir():
         return _locate_task_file(path)
+    if os.sep in text:  # which no task of the harness is called by
+        raise ArtefactMissing(
+            "no such task", where=path, remedy="Give RUN/task, a task file, or a name that lm_eval knows"
+        )
     return TaskLocation(text)
 
 

@@ -7,10 +7,12 @@ was written.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -89,7 +91,7 @@ def build_kernels(*, sources: Path = SOURCES) -> Path:
         EnvironmentFault: others can write to the cache, or there is no place for one.
     """
     compiler, directory = find_compiler(), _directory()
-    with _one_at_a_time(directory):
+    with _usable(directory), _one_at_a_time(directory):
         return _kernels(directory, compiler, sources)
 
 
@@ -98,14 +100,19 @@ def _build(make_plan: Callable[[], LibraryPlan], sources: Path) -> Path:
     plan = make_plan()
     directory = _directory()
     path = directory / _key(library_files(sources, plan), *_told(compiler), plan.identity) / plan.name
-    if _is_kept(path):
-        return path
+    with _usable(directory):
+        if _is_kept(path):
+            return path
+        _make(path, plan, directory, compiler, sources)
+    return path
+
+
+def _make(path: Path, plan: LibraryPlan, directory: Path, compiler: Sequence[str], sources: Path) -> None:
     with _one_at_a_time(directory):
         if not _is_kept(path):
             log.print(f"compiling the sparse kernels with {compiler[0]}, once")
             kernels = _kernels(directory, compiler, sources)
             _keep(path, partial(compile_library, plan=plan, kernels=kernels, compiler=compiler, sources=sources))
-    return path
 
 
 def _kernels(directory: Path, compiler: Sequence[str], sources: Path) -> Path:
@@ -125,8 +132,34 @@ def _directory() -> Path:
     return cache / "kernels"
 
 
+@contextmanager
+def _usable(directory: Path) -> Iterator[None]:
+    """Say of a cache that cannot be written or read what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise EnvironmentFault(
+            f"the compiled kernels cannot be kept here: {error.strerror or error}",
+            where=directory,
+            remedy=f"Name a directory of your own in {CACHE_VARIABLE}",
+        ) from error
+
+
 def _told(compiler: Sequence[str]) -> list[str]:
-    return [*compiler, compiler_version(compiler)]
+    """What the compiler is, and for what it compiles: a cache may be shared by machines of several kinds."""
+    machine = [platform.machine(), *platform.libc_ver()]
+    native = [_processor_flags()] if any("native" in word for word in compiler) else []
+    return [*compiler, compiler_version(compiler), *machine, *native]
+
+
+def _processor_flags() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _key(files: list[Path], *parts: str) -> str:

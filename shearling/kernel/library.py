@@ -14,6 +14,7 @@ from shearling.errors import ArtefactCorrupt, EnvironmentFault, ModelUnsupported
 from shearling.kernel.build import build_library
 from shearling.kernel.packed_format import Bytes, Encoding, Matrix, check_parts, pack, read_header, unpack
 from shearling.kernel.packed_scales import ScaleType
+from shearling.kernel.private_files import unloadable
 
 Floats = npt.NDArray[np.float32]
 Kernels = str
@@ -26,8 +27,13 @@ def load_library() -> Any:
 
     Raises:
         CompilerMissing: it cannot be built here.
+        EnvironmentFault: there is no place for it, or it cannot be loaded from there.
     """
-    library: Any = ctypes.CDLL(str(build_library()))
+    path = build_library()
+    try:
+        library: Any = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise unloadable(path, error) from error
     pointer, size, number, text = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_char_p
     library.shearling_validate.argtypes, library.shearling_validate.restype = [pointer, size], text
     library.shearling_pack.argtypes = [number, number, number, size, size, size, pointer, pointer, pointer]

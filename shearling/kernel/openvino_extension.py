@@ -20,6 +20,8 @@ from shearling.kernel.loading.known_crash import AVOIDED, REMEDY, DiesInBf16, su
 from shearling.kernel.loading.packed_choice import CHOICES, PACKED, UnknownChoice, WrittenOtherwise, stock_properties
 from shearling.kernel.loading.packed_model import LoadedIr, Operators, load_ir
 from shearling.kernel.openvino_core import openvino_core
+from shearling.kernel.private_files import unloadable
+from shearling.kernel.runtime_refusal import last_line
 
 if TYPE_CHECKING:
     import openvino
@@ -259,7 +261,10 @@ def node_factory() -> Any:
 
 @functools.cache
 def _load(library: Path) -> None:
-    openvino_core().add_extension(str(library))
+    try:
+        openvino_core().add_extension(str(library))
+    except RuntimeError as error:
+        raise unloadable(library, last_line(error)) from error
 
 
 def _library() -> Path:

@@ -17,6 +17,17 @@ def make_private_directory(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
 
 
+def unloadable(path: Path, reason: object) -> EnvironmentFault:
+    """Of a library that is there as it was written, and that the system does not load: a file system without the right
+    to execute, or another C library.
+    """
+    return EnvironmentFault(
+        f"the compiled kernels cannot be loaded: {reason}",
+        where=path,
+        remedy=f"Name another directory in {CACHE_VARIABLE}, or remove the file to have it compiled anew",
+    )
+
+
 def require_private(path: Path) -> None:
     """Check that nobody else can change or replace a file or directory.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from shearling.errors import ExportUnavailable, PackageMissing
+from shearling.errors import ExportUnavailable, ModelUnsupported, PackageMissing
 from shearling.model.head import Head
 
 EXPORT_TASK = "text-generation-with-past"
@@ -73,10 +73,17 @@ def export_limits(model_type: str, *, head: Head = "language_model") -> ExportLi
 
     Raises:
         ExportUnavailable: it does not export this architecture with this head.
+        ModelUnsupported: it does so with the other head.
         PackageMissing: optimum-intel is not installed.
     """
     configurations = _configurations(head)
     if model_type not in configurations:
+        if head == "language_model" and model_type in _configurations("classifier"):
+            raise ModelUnsupported(
+                "this architecture continues no text: optimum-intel exports it as a classifier alone",
+                where=f"model type '{model_type}'",
+                remedy='To classify with it, give head = "classifier" in [model]',
+            )
         raise ExportUnavailable(
             f"optimum-intel {importlib.metadata.version('optimum-intel')} does not export this "
             f"architecture as a {head.replace('_', ' ')}",

@@ -187,6 +187,7 @@ def _csv_records(path: Path, separator: str) -> Iterator[Record]:
             lines = csv.reader(stream, delimiter=separator, strict=True)
             names = next(lines, [])
             _check_header(names, path)
+            _check_separator(names, separator, path)
             for cells in lines:
                 _check_quotes(cells, separator, where=f"{path}, line {lines.line_num}")
                 number = lines.line_num
@@ -204,6 +205,19 @@ def _csv_records(path: Path, separator: str) -> Iterator[Record]:
         remedy = UNQUOTED if separator == TAB else "Double the quotes of a cell, and enclose it in quotes"
         where = f"{path}, after line {number}"
         raise DocumentInvalid(f"malformed CSV: {error}", where=where, remedy=remedy) from None
+
+
+def _check_separator(names: list[str], separator: str, path: Path) -> None:
+    """One column whose name holds what other files part columns with is several."""
+    other = next((mark for mark in (";", TAB, ",", "|") if mark != separator and mark in names[0]), None)
+    if len(names) == 1 and other is not None:
+        word = {";": "semicolons", TAB: "tabs", ",": "commas", "|": "bars"}
+        ours = word[separator]
+        raise DocumentInvalid(
+            f"columns are parted by {ours} here, and these by {word[other]}: {names[0]!r:.60}",
+            where=f"{path}, line 1",
+            remedy=f"Write it with {ours}" + (", or call it .tsv" if other == TAB else ""),
+        )
 
 
 def _check_quotes(cells: list[str], separator: str, *, where: str) -> None:

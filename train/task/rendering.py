@@ -149,6 +149,7 @@ class RowRenderer:
             raise RecipeInvalid(
                 f"row {number} renders to {text!r}, expected an index 0..{count - 1} into choices",
                 where=f"{self.where}.gold",
+                remedy='Of labels that are words, give the place of theirs: \'{{ ["no", "yes"].index(label) }}\'',
             )
         return int(text)
 

@@ -72,6 +72,8 @@ def build_rows(
             counts, different = _share_out(task, rows, directory, account)
     finally:
         waiting.unlink(missing_ok=True)
+    if not read:
+        raise RecipeInvalid("the data has no rows", where=f"[{where}]", remedy=f"See what [{where}] names is not empty")
     for split, count in counts.items():
         if not count:
             left_out = account.sentence(read)

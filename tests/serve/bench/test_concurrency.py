@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from serve.bench import concurrency as module
 from serve.bench.concurrency import LoadWork, measure_load, write_load_curve
 from serve.bench.screen import load_screen
+from serve.bench.stage import parse_concurrency
 from serve.runtimes.runtime import RunOptions
 from shearling.artefact import open_artefact
 from shearling.errors import ArtefactMissing, UsageError
@@ -126,6 +127,13 @@ def test_work_that_cannot_be_done(export: Path, concurrency: list[int], requests
             LoadWork(concurrency=concurrency, requests=requests, prompt_tokens=prompt, new_tokens=8),
             options=OPTIONS,
         )
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "one", "-1", "9" * 5000, "4097", "1,1000000"])
+def test_numbers_of_requests_that_cannot_be_read_or_are_too_many_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the numbers of requests|requests at once"):
+        parse_concurrency(text)
+    assert parse_concurrency("1, 8,4096") == [1, 8, 4096]
 
 
 def test_only_openvino_batches_continuously(export: Path) -> None:

@@ -8,10 +8,12 @@ from xml.etree import ElementTree
 import pytest
 
 from serve.bench.statistics import Estimate
+from serve.guard.process_pairs import judge_pairs
 from serve.guard.regression import GUARDED, Verdict
 from serve.guard.reports import CheckRecord, append_summary, outcome_counts, record_of, write_junit, write_report
 from serve.guard.stage import Reports
-from shearling.errors import PackageMissing
+from serve.guard.telling import require_pass
+from shearling.errors import CheckFailed, PackageMissing
 from tests.support.serve_command import serve
 
 NASTY = 'a \x1b[31mred\x1b[0m <b>|`word`|</b> & "quoted" ]]> \x00 line\nbreak \ufffe é 漢'
@@ -51,6 +53,21 @@ def test_junit_is_xml_and_counts(records: list[CheckRecord], tmp_path: Path) -> 
     assert '<b>|`word`|</b> & "quoted" ]]>' in suites[0][0].find("error").text
     assert {case.find("failure").attrib["type"] for case in suites[3]} == {"inconclusive"}
     assert "é 漢" in suites[1][0].find("failure").text
+
+
+def test_what_was_not_measured_long_enough_has_no_ratio(records: list[CheckRecord], tmp_path: Path) -> None:
+    outcome, unmeasured = judge_pairs([], max_ratio=1.05, ended=True)
+    assert (outcome, unmeasured.samples) == ("inconclusive", 0)
+    given = verdict("inconclusive").model_copy(
+        update={"ratios": dict.fromkeys(GUARDED, unmeasured), "sessions": (), "blocks": 1}
+    )
+    with pytest.raises(CheckFailed) as caught:
+        require_pass(given)
+    write_junit(tmp_path / "junit.xml", [records[3].model_copy(update={"verdict": given})])
+    for told in (str(caught.value), (tmp_path / "junit.xml").read_text()):
+        assert "not measured long enough" in told
+        assert "1.000" not in told
+    assert "after 1 pair of samples (" in str(caught.value)
 
 
 def test_a_pass_with_other_settings_says_so(records: list[CheckRecord], tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_stop_string_that_the_tokenizer_does_not_know_is_no_special_token(
         batcher.add(make_job("the", tokens=len(said), stops=(stop,)))
         events = run(batcher)
         texts.append(("".join(event.text for event in events), events[-1].reason))
-    assert texts == [("the the", "length"), ("the", "stop")]
+    assert texts == [(" the the", "length"), (" the", "stop")]
 
 
 def test_a_stream_has_its_first_piece_at_once_and_no_more_than_can_be_seen(pipeline, make_job: MakeJob) -> None:
@@ -262,6 +262,30 @@ def test_every_way_to_ask_keeps_the_spaces_of_a_tokenizer_that_would_tidy_them_u
         batcher.add(make_job(tokens=len(said), **options))
         texts.append("".join(event.text for event in run(batcher)))
     assert texts == [SPACED, SPACED, SPACED]
+
+
+class WithoutFirstSpace:
+    """Decodes as the tokenizers of Llama 2 and Mistral do."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(f" w{token}" for token in token_ids).removeprefix(" ")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("stops", [(), ("never",)])
+def test_a_completion_begins_with_its_space_and_an_answer_of_a_chat_does_not(
+    batcher: Batcher, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, streamed: bool, stops: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(batcher, "_decoder", WithoutFirstSpace())
+    job = make_job(tokens=3, streamed=streamed, stops=stops)
+    chat = make_job(tokens=3, streamed=streamed, stops=stops).model_copy(
+        update={"prompt": (Turn(role="user", content="Area man"),)}
+    )
+    for asked, beginning in ((job, " w"), (chat, "w")):
+        batcher.add(asked)
+        text = "".join(event.text or "" for event in run(batcher))
+        assert text.startswith(beginning)
+        assert text.count("w") == 3
 
 
 def test_the_tokenizer_of_the_export_serves_where_there_is_no_other(

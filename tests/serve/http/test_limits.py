@@ -63,6 +63,13 @@ def test_more_tokens_than_are_made_here(narrow: HttpServer, body: dict, code: st
     assert narrow.post(COMPLETIONS, {"model": "tiny", "prompt": [1] * 20, "max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_the_number_of_tokens_is_refused_by_the_name_that_was_given(narrow: HttpServer, field: str) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], field: 221}
+    error = narrow.post(CHAT, body).json()["error"]
+    assert (error["code"], error["param"]) == ("too_many_tokens", field)
+
+
 def test_who_names_no_number_of_tokens_gets_what_there_is_room_for(export: Path, narrow: HttpServer) -> None:
     def ask(server: HttpServer, path: str, **what: object) -> tuple[int, str]:
         response = server.post(path, {"model": "tiny", "ignore_eos": True, **what})

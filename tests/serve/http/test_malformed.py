@@ -227,6 +227,23 @@ def test_a_message_that_is_wrong_is_complained_of_once() -> None:
         read({**GOOD[CHAT], "messages": []}, ChatBody)
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        (COMPLETIONS, "prompt", [-1] * 150_000),
+        (COMPLETIONS, "stop", [1] * 150_000),
+        (CHAT, "messages", [1] * 150_000),
+        (CHAT, "messages", [{"role": "user", "content": [1] * 150_000}]),
+    ],
+)
+def test_a_list_of_many_wrong_items_is_complained_of_once(path: str, field: str, value: list[Any]) -> None:
+    """Each would take time of all others, whose texts wait for the answer, and megabytes of it."""
+    with pytest.raises(Refusal) as caught:
+        read({**GOOD[path], field: value}, ChatBody if path == CHAT else CompletionBody)
+    assert caught.value.param == field
+    assert len(caught.value.message) < 1000
+
+
 def test_the_page_names_every_field() -> None:
     page = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
     fields = ChatBody.model_fields.keys() | CompletionBody.model_fields.keys()

@@ -27,7 +27,7 @@ class Llama:
     """Counts upwards from the last token; what is under test is how it is called."""
 
     def __init__(self, path, *, n_ctx, n_batch, n_threads, n_threads_batch, flash_attn, use_mmap, verbose):
-        self.n_threads, self.ctx, self.model = n_threads, self, self
+        self.n_threads, self.ctx, self.model, self.ends = n_threads, self, self, False
         with open(path + ".asked", "w") as file:
             json.dump({"flash_attn": flash_attn, "use_mmap": use_mmap}, file)
 
@@ -41,7 +41,8 @@ class Llama:
         return 2
 
     def tokenize(self, text, *, add_bos, special):
-        return [1] * add_bos + list(text.replace(b"</s>", b"\\2") if special else text)
+        named = text.replace(b"</s>", b"\\2").replace(b"<1>", b"\\1") if special else text
+        return [1] * add_bos + list(named) + [2] * (add_bos and self.ends)
 
     def reset(self):
         self.last = None
@@ -53,6 +54,7 @@ def llama_model_get_vocab(model):
     return model
 
 def llama_token_to_piece(vocab, token, buf, length, lstrip, special):
+    assert token >= 0, "llama.cpp would end the process"
     piece = f"<{token}>".encode() * (100 if token == 399 else special or token > 2)
     if len(piece) > length:
         return -len(piece)
@@ -186,6 +188,20 @@ show([runtime.generate([[3, 10]], work).model_dump() for work in works])
 
 def test_special_tokens_in_a_prompt_are_read_as_in_other_formats(gguf_file: Path, environment: Path) -> None:
     assert run_inside(environment, gguf_file, 'show(runtime.encode("a</s>", chat=False))') == [1, ord("a"), 2]
+    assert run_inside(environment, gguf_file, 'show(runtime.encode("<1>a", chat=False))') == [1, ord("a")]
+    work = 'runtime._model.ends = True\nshow([runtime.encode(text, chat=False) for text in ("a", "a</s>")])'
+    assert run_inside(environment, gguf_file, work) == [[1, ord("a")], [1, ord("a"), 2]]
+
+
+def test_a_vocabulary_may_have_no_beginning_and_no_end(environment: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+    file = write_gguf(tmp_path / "chat.gguf", llama_tied_gqa(), tokenizer)
+    work = """
+runtime._model.token_bos = runtime._model.token_eos = lambda: -1
+show([bytes(runtime.encode("Area", chat=True)).decode(), runtime.encode("a", chat=False)])
+"""
+    assert run_inside(environment, file, work) == ["Area", [1, ord("a")]]
 
 
 def test_a_long_token_is_whole_and_special_ones_are_left_out(gguf_file: Path, environment: Path) -> None:
@@ -197,7 +213,7 @@ def test_a_long_token_is_whole_and_special_ones_are_left_out(gguf_file: Path, en
     [
         (
             "{{ bos_token }}{% for m in messages %}{{ m.content }}{% break %}{% endfor %}{{ eos_token }}",
-            "<1>Area man<2>",
+            "\x01Area man<2>",
         ),
         ("{% generation %}{{ messages[0].role }}{% endgeneration %}", "user"),
         ("{{ raise_exception('the system speaks first') }}", "the chat template fails: the system speaks first"),

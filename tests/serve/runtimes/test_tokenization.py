@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from serve.runtimes.tokenization import TextStream, TextTokenizer
+from serve.runtimes.tokenization import TextStream, TextTokenizer, joined_behind
 from shearling.errors import ArtefactMissing, ModelUnsupported, UsageError
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -76,6 +76,34 @@ def test_a_stream_of_bytes_shows_the_characters_that_they_are(
 ) -> None:
     tokens = byte_fallback.encode("".join(words), chat=False)
     assert "".join(streamed(byte_fallback, tokens, at_once)) == byte_fallback.decode(tokens)
+
+
+def test_a_text_keeps_the_space_before_its_first_word_where_it_continues_another(byte_fallback: TextTokenizer) -> None:
+    prompt, text = byte_fallback.encode("a b", chat=False), byte_fallback.encode("b a b", chat=False)
+    assert byte_fallback.decode(text) == "b a b"
+    for after in (prompt, prompt[-1:]):
+        assert joined_behind(byte_fallback, after, text) == " b a b"
+        for length in range(len(text) + 1):
+            pieces: list[str] = []
+            stream = TextStream(byte_fallback, pieces.append, after=after)
+            stream.push(*text[:length])
+            stream.push(*text[length:])
+            stream.finish()
+            assert "".join(pieces) == " b a b"
+    assert joined_behind(byte_fallback, [], text) == "b a b"
+    assert joined_behind(byte_fallback, prompt, []) == ""
+
+
+@hypothesis.given(
+    before=st.lists(st.sampled_from(["a", " b", "é", "東京", "</s>"]), max_size=3),
+    words=st.lists(st.sampled_from(["a", " b", "é", "東京", "😂" * 8, "</s>"]), max_size=12),
+)
+def test_what_continues_a_text_is_the_rest_of_both_together(
+    byte_fallback: TextTokenizer, before: list[str], words: list[str]
+) -> None:
+    prompt, tokens = (byte_fallback.encode("".join(part), chat=False) for part in (before, words))
+    together = byte_fallback.decode([*prompt, *tokens])
+    assert byte_fallback.decode(prompt) + joined_behind(byte_fallback, prompt, tokens) == together
 
 
 @pytest.mark.parametrize("before", [1, 5, 12])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from shearling.errors import CompilerMissing, EnvironmentFault, PackageMissing
-from shearling.kernel import build, compilation
+from shearling.kernel import build, compilation, openvino_extension
 from shearling.kernel.build import build_kernels, build_library, build_onnx_runtime_library
 from shearling.kernel.compilation import find_compiler, find_headers
+from shearling.kernel.library import load_library
+from shearling.kernel.runtime_refusal import refusals
 from tests.support.users import without_home
 
 
@@ -42,6 +45,46 @@ def test_no_place_for_a_cache_is_an_environment_fault_with_a_remedy(monkeypatch)
     with pytest.raises(EnvironmentFault, match=r"no home.*SHEARLING_CACHE") as caught:
         build_library()
     assert caught.value.exit_code == 4
+
+
+def test_a_cache_that_cannot_be_written_is_an_environment_fault_with_a_remedy(monkeypatch):
+    """Even for root: nothing can be made there."""
+    monkeypatch.setenv("SHEARLING_CACHE", "/proc/shearling")
+    for make in (build_library, build_kernels):
+        with pytest.raises(EnvironmentFault, match=r"cannot be kept here.*SHEARLING_CACHE") as caught:
+            make()
+        assert caught.value.exit_code == 4
+
+
+def test_a_full_disk_is_no_fault_of_the_place(monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build, "make_private_directory", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_kernels()
+
+
+def test_a_library_that_the_system_does_not_load_is_no_fault_of_a_model(monkeypatch, tmp_path):
+    library = tmp_path / "libshearling_openvino.so"
+    library.write_bytes(b"of another machine")
+    monkeypatch.setattr("shearling.kernel.library.build_library", lambda: library)
+    for load in (load_library.__wrapped__, lambda: openvino_extension._load.__wrapped__(library)):
+        with pytest.raises(EnvironmentFault, match=r"cannot be loaded.*SHEARLING_CACHE"), refusals(tmp_path):
+            load()
+
+
+def test_machines_of_several_kinds_may_share_a_cache(monkeypatch):
+    told = build._told(["g++"])
+    monkeypatch.setattr("platform.machine", lambda: "another")
+    other = build._told(["g++"])
+    assert told != other
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.17"))
+    assert build._told(["g++"]) not in (told, other)
+    # What is compiled for the processor at hand is not for others.
+    monkeypatch.setattr(build, "_processor_flags", lambda: "flags: sse avx2")
+    assert "flags: sse avx2" in build._told(["g++", "-march=native"])
+    assert "flags: sse avx2" not in build._told(["g++"])
 
 
 def test_the_named_compiler_is_taken_or_missed(monkeypatch):
