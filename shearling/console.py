@@ -43,6 +43,11 @@ log = Log(stderr=True, highlight=False, soft_wrap=True, markup=False)
 PLAIN_INTERVAL_S = 10.0
 """Without a terminal, progress is a line at most this often."""
 
+BESIDE = 46
+"""Columns of a terminal that count, times and a note of a progress need, so that nothing of them is cut."""
+BAR = 41
+"""Columns of a bar, which is there where it has room."""
+
 Advance = Callable[..., None]
 """Call with no argument after each unit; `note=` replaces the text behind the bar."""
 
@@ -56,17 +61,19 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
         total: number of units; the yielded function is called once per unit.
     """
     if log.is_terminal:
+        room = max(10, log.width - BESIDE)
+        shown = description if len(description) <= room else f"{description[: room - 1]}…"
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            *((BarColumn(),) if len(shown) + BAR <= room else ()),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=log) as bar:
-            task = bar.add_task(escape(description), total=total, note="")
+            task = bar.add_task(escape(shown), total=total, note="")
 
             def advance(*, note: str | None = None) -> None:
                 if note is not None:

@@ -179,7 +179,8 @@ def score_models(
 def scoreboard_screen(board: Scoreboard) -> Table:
     """The scores as a table, one section a task."""
     rows = ", ".join(f"{task}, {board.on(task)[0].n} rows" for task in board.tasks)
-    table = Table(title=escape(f"{rows}, {board.precision}"), title_justify="left")
+    # Of what other runtimes compute, the files and their machine decide.
+    table = Table(title=escape(f"{rows}; what torch computes is {board.precision}"), title_justify="left")
     several = len(board.tasks) > 1
     if several:
         table.add_column("task", overflow="fold")

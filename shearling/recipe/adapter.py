@@ -46,6 +46,15 @@ class AdapterSection(Section):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _descending(self) -> AdapterSection:
+        for group in self.groups:
+            if group.ranks[0] != self.r or list(group.ranks) != sorted(set(group.ranks), reverse=True):
+                raise ValueError(
+                    f"the ranks of group {group.name!r} must descend from r = {self.r}, found {list(group.ranks)}"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _dropout(self) -> AdapterSection:
         if self.masked and self.lora_dropout:
             raise ValueError(

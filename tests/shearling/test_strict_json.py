@@ -16,7 +16,9 @@ from shearling.errors import ArtefactMissing, DocumentInvalid
 from shearling.strict_json import (
     MAX_BYTES,
     MAX_DEPTH,
+    MOST_TOLD,
     Document,
+    describe_validation_error,
     parse_json,
     read_document,
     read_json,
@@ -79,6 +81,20 @@ def test_faults(fault, tmp_path):
     assert message in caught.value.message
     assert caught.value.where == str(path)
     assert caught.value.exit_code == 3
+
+
+class Several(Document):
+    values: tuple[int, ...]
+    doubled: int = pydantic.Field(default_factory=lambda data: 2 * len(data["values"]))
+
+
+def test_of_many_faults_some_are_told_and_none_that_follows_from_others():
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Several.model_validate({"values": ("x",) * 1000})
+    told = describe_validation_error(caught.value)
+    assert told.count("values.") == MOST_TOLD
+    assert told.endswith(f"; and {1000 - MOST_TOLD} more")
+    assert "default" not in told
 
 
 def test_largest_accepted_document_takes_no_second(tmp_path):

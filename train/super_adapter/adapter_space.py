@@ -30,8 +30,7 @@ def build_search_space(
         quantization: the [quantization] section, where the weights are trained on a grid.
 
     Raises:
-        RecipeInvalid: a name fits no linear module of a layer, or several, or is in two groups; ranks do not descend
-            from `r`.
+        RecipeInvalid: a name fits no linear module of a layer, or several, or is in two groups.
     """
     templates = []
     seen: dict[str, str] = {}
@@ -43,13 +42,7 @@ def build_search_space(
                     f"{module} is in the groups {seen[module]!r} and {group.name!r}", where="adapter.groups"
                 )
             seen[module] = group.name
-        ranks = group.ranks
-        if ranks[0] != adapter.r or list(ranks) != sorted(set(ranks), reverse=True):
-            raise RecipeInvalid(
-                f"ranks must descend from r = {adapter.r}, found {list(ranks)}",
-                where=f"adapter.groups.{group.name}",
-            )
-        templates.append(RankTemplate(name=group.name, modules=modules, values=ranks))
+        templates.append(RankTemplate(name=group.name, modules=modules, values=group.ranks))
     clash = {template.name for template in templates} & {template.name for template in widths}
     if clash:
         raise RecipeInvalid(

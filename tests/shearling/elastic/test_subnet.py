@@ -315,6 +315,15 @@ def test_missing_artefacts_are_named(run, kind):
     assert kind in str(error)
 
 
+def test_a_document_that_was_moved_says_what_it_misses(run, tmp_path):
+    (moved := tmp_path / "elsewhere" / "mybest.json").parent.mkdir()
+    shutil.copy(best(run), moved)
+    with pytest.raises(ArtefactMissing, match="by the way from itself") as caught:
+        open_subnet(moved)
+    assert "mybest.json" in caught.value.where
+    assert "train" not in caught.value.remedy
+
+
 @pytest.mark.parametrize("content", [b"", b"  \n", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema": NaN}'])
 def test_what_is_no_json_object_is_refused(run, content):
     best(run).write_bytes(content)

@@ -43,6 +43,12 @@ def test_a_run_is_no_task_and_says_where_it_is(tmp_path):
         locate_task(str(tmp_path))
 
 
+def test_a_path_where_nothing_is_is_no_name_of_a_task():
+    with pytest.raises(ArtefactMissing, match="no such task"):
+        locate_task("runs/nowhere/task")
+    assert locate_task("arc_easy").directory is None
+
+
 def test_missing_rows_say_how_to_make_them(tmp_path):
     with pytest.raises(ArtefactMissing, match="python -m train"):
         read_rows(tmp_path, "train")

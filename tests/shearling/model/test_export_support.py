@@ -4,7 +4,7 @@ import importlib.metadata
 
 import pytest
 
-from shearling.errors import ExportUnavailable
+from shearling.errors import ExportUnavailable, ModelUnsupported
 from shearling.model.export_support import ExportLimits, check_exportable, export_limits
 from tests.support.tiny_models import FAMILIES
 
@@ -27,6 +27,13 @@ def test_unknown_architecture_lists_what_is_known() -> None:
     with pytest.raises(ExportUnavailable, match=r"model type 'nonesuch'.*llama") as caught:
         check_exportable("nonesuch")
     assert caught.value.exit_code == 4
+
+
+def test_an_encoder_that_should_continue_texts_is_refused_with_the_head_that_it_has() -> None:
+    with pytest.raises(ModelUnsupported, match='head = "classifier"') as caught:
+        check_exportable("bert")
+    assert caught.value.exit_code == 3
+    check_exportable("bert", head="classifier")
 
 
 def test_a_limit_is_compared_as_the_exporter_compares() -> None:

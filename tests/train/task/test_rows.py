@@ -121,6 +121,20 @@ def test_data_of_which_nothing_is_left_is_refused_with_the_reason(tmp_path):
         build(section(path))
 
 
+def test_data_without_rows_is_called_empty(tmp_path):
+    (path := tmp_path / "d.jsonl").write_text("\n")
+    with pytest.raises(RecipeInvalid, match="the data has no rows"):
+        build(section(path))
+
+
+def test_a_label_that_is_a_word_is_refused_with_how_to_write_it(tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"headline": f"row {place}", "label": "no"} for place in range(60)])
+    with pytest.raises(RecipeInvalid, match="row 1 renders to 'no', expected an index") as caught:
+        build(section(path))
+    gold = caught.value.remedy.partition("'")[2].rpartition("'")[0]
+    assert {row.gold for row in build_rows(section(path, gold=gold))["train"]} == {0}
+
+
 def test_limits_take_a_prefix(tmp_path):
     path = write(tmp_path / "d.jsonl", records(200))
     everything, limited = build_rows(section(path)), build_rows(section(path, rows={"train": 5, "test": 2}))
