@@ -43,8 +43,8 @@ from shearling.resources import memory_exhausted
 
 INTERRUPTED = 130
 HOW_TO_GO_ON = (
-    "the same command goes on with what was finished and kept, or begins anew; with --force only if an earlier output "
-    "still stands"
+    "run the same command again: it goes on with what was finished and kept, or begins anew; with --force only if an "
+    "earlier output still stands"
 )
 STAGES = ("train", "search", "export", "serve")
 

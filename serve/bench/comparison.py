@@ -92,7 +92,12 @@ def require_same_work(first: Benchmark, second: Benchmark) -> None:
     Raises:
         UsageError: names what differs.
     """
-    differing = [name for name in WORK if getattr(first.workload, name) != getattr(second.workload, name)]
+    differing = [
+        name
+        for name in WORK
+        if getattr(first.workload, name) != getattr(second.workload, name)
+        and (first.workload.is_decided_by(name) or second.workload.is_decided_by(name))
+    ]
     differing += [name for name in OPTIONS if getattr(first.options, name) != getattr(second.options, name)]
     if differing:
         raise UsageError(f"measured with another {', '.join(differing)}", remedy="Measure all with the same flags")

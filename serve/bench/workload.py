@@ -91,6 +91,12 @@ class Workload(Document):
         counts = [item.new_tokens or self.new_tokens for item in self.trace[:blocks]] or [self.new_tokens]
         return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
+    def is_decided_by(self, name: str) -> bool:
+        """Whether a field says anything of the work: a trace brings its own prompts, and may bring their lengths."""
+        if name == "prompt_tokens":
+            return not self.trace
+        return name != "new_tokens" or not self.trace or any(item.new_tokens is None for item in self.trace)
+
     def trace_in_words(self, blocks: int) -> str:
         """How many prompts of the trace so many blocks reach."""
         reached = min(blocks, len(self.trace))

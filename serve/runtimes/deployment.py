@@ -23,7 +23,7 @@ from shearling.model.end_tokens import read_end_tokens
 from shearling.model.head import Head, head_of
 from shearling.model.model_artefact import open_model_artefact
 from shearling.registry.registry import load_implementation
-from shearling.registry.runtimes import RUNTIMES, RuntimeEntry
+from shearling.registry.runtimes import DRAFT, RUNTIMES, RuntimeEntry
 from shearling.strict_json import Document, read_json
 from shearling.target import AUTO, Target
 
@@ -61,6 +61,7 @@ class Deployment(Document):
         file: the one that holds everything; None where the model is a directory.
         environment: virtual environment with the runtime; None is the one that runs.
         engine: what measures it without anything of ours, a name of `serve.visitor`; None is our own runtime.
+        draft_sha256: `weights_sha256` of the model that guesses for it; None where there is none, or nothing to load.
     """
 
     label: str
@@ -77,6 +78,7 @@ class Deployment(Document):
     file: Path | None = None
     environment: Path | None = None
     engine: str | None = None
+    draft_sha256: str | None = None
 
     @property
     def model_file(self) -> Path:
@@ -199,7 +201,17 @@ def _deployment(
         end_ids=facts.end_ids,
         properties=dict(target.properties),
         environment=target.environment,
+        draft_sha256=_draft_digest(target.properties.get(DRAFT), entry),
     )
+
+
+def _draft_digest(draft: str | None, entry: RuntimeEntry) -> str | None:
+    """Of what is there; that it is a model, and one that fits, is seen when it is loaded."""
+    for directory in (Path(draft), Path(draft, entry.part or "")) if draft is not None else ():
+        weights = sorted(directory.glob(entry.weights))
+        if weights:
+            return _digest(weights)
+    return None
 
 
 def _check_settings(target: Target, entry: RuntimeEntry, *, visits: bool) -> None:

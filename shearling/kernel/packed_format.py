@@ -111,7 +111,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -132,6 +132,7 @@ from shearling.kernel.packed_scales import (
 MAGIC = b"SHEARLNG"
 VERSION = 1
 ALIGNMENT = 64
+PANELS_AT_ONCE = 16
 HEADER = struct.Struct("<8s4I9Q")
 HEADER_BYTES = 128
 MAX_SIZE = 1 << 24
@@ -366,17 +367,22 @@ def _pack_values(
     if kind is not ValueType.INT4:
         return blocks[kept].view(np.uint8)
     nibbles = np.zeros(2 * int(block_bytes.sum()), np.uint8)
-    nibbles[_nibble_positions(kept, block_bytes)] = blocks[kept].view(np.uint8) & 15
+    for panels, positions in _nibble_positions(kept, block_bytes):
+        nibbles[positions] = blocks[panels][kept[panels]].view(np.uint8) & 15
     return np.bitwise_or(nibbles[0::2], np.left_shift(nibbles[1::2], 4), dtype=np.uint8)
 
 
-def _nibble_positions(kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where the nibble of every stored value lies."""
+def _nibble_positions(
+    kept: npt.NDArray[np.bool_], block_bytes: npt.NDArray[np.int64]
+) -> Iterator[tuple[slice, npt.NDArray[np.int64]]]:
+    """Where the nibble of every stored value lies, some panels at a time: a position takes as much as 16 nibbles."""
     starts: Values = (np.cumsum(block_bytes) - block_bytes.reshape(-1)).reshape(block_bytes.shape)
     starts[:, 1::2] = starts[:, : 2 * (starts.shape[1] // 2) : 2]
-    ranks = np.cumsum(kept, axis=2, dtype=np.int64) - 1
     second = np.arange(block_bytes.shape[1])[None, :, None] % 2
-    return (2 * (starts[:, :, None] + ranks) + second)[kept]
+    for first in range(0, len(kept), PANELS_AT_ONCE):
+        panels = slice(first, first + PANELS_AT_ONCE)
+        ranks = np.cumsum(kept[panels], axis=2, dtype=np.int64) - 1
+        yield panels, (2 * (starts[panels, :, None] + ranks) + second)[kept[panels]]
 
 
 def read_header(packed: Bytes) -> Header:
@@ -440,7 +446,8 @@ def unpack(packed: Bytes) -> Matrix:
     stored = packed[start : start + int(block_bytes.sum())]
     if kind is ValueType.INT4:
         nibbles = np.stack([stored & 15, stored >> 4], axis=1).reshape(-1)
-        blocks[kept] = (nibbles[_nibble_positions(kept, block_bytes)] ^ 8).astype(np.int8) - 8
+        for panels, positions in _nibble_positions(kept, block_bytes):
+            blocks[panels][kept[panels]] = (nibbles[positions] ^ 8).astype(np.int8) - 8
     else:
         blocks[kept] = stored.view(kind.array_type)
     values = _from_blocks(blocks, header.rows, header.columns, kind)

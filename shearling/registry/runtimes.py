@@ -8,6 +8,8 @@ from typing import Any
 
 from shearling.registry.registry import Registry, SingleEntry
 
+DRAFT = "DRAFT"
+"""Of OpenVINO: the directory of a smaller model that guesses."""
 FLASH_ATTENTION = "FLASH_ATTENTION"
 """YES or NO: whether llama.cpp computes attention in one pass, as its own programs choose."""
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shearling.errors import UsageError
+from shearling.registry.runtimes import DRAFT
 
-PROMPT_LOOKUP, DRAFT, GUESSES = "PROMPT_LOOKUP", "DRAFT", "GUESSES"
+PROMPT_LOOKUP, GUESSES = "PROMPT_LOOKUP", "GUESSES"
 PROPERTIES = {PROMPT_LOOKUP, DRAFT, GUESSES}
 FEWEST, MOST = 1, 64
 USUAL = 4

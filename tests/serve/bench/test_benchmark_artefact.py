@@ -361,6 +361,20 @@ def test_other_prompts_of_a_trace_are_other_work(continued: Path, tmp_path: Path
         compare_benchmarks(other, other)
 
 
+def test_what_a_trace_says_itself_makes_no_other_work(continued: Path) -> None:
+    whole = with_trace(read_benchmark(continued), prompts=12, blocks=12)
+
+    def asked(benchmark: Benchmark, **more: object) -> Benchmark:
+        return benchmark.model_copy(update={"workload": benchmark.workload.model_copy(update=more)})
+
+    compare_benchmarks(whole, asked(whole, prompt_tokens=99, new_tokens=99))
+    lines = (TraceItem(prompt="a"), *whole.workload.trace[1:])
+    with pytest.raises(UsageError, match="another new_tokens"):
+        compare_benchmarks(asked(whole, trace=lines), asked(whole, trace=lines, new_tokens=99))
+    with pytest.raises(UsageError, match="another prompt_tokens"):
+        compare_benchmarks(asked(whole, trace=()), asked(whole, trace=(), prompt_tokens=99))
+
+
 @pytest.mark.parametrize(
     ("blocks", "prompts", "new_tokens", "unreached"),
     [(3, "3 of the 12 prompts of a trace", "2 to 4", "9"), (20, "12 prompts of a trace", "2 to 13", None)],

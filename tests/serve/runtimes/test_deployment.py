@@ -45,6 +45,18 @@ def test_another_format_is_refused_and_says_what_there_is(copy_of) -> None:
         find_deployment(Target(copy_of("onnx"), format="openvino"))
 
 
+def test_a_deployment_is_another_one_with_another_draft(export: Path, copy_of) -> None:
+    draft = copy_of("openvino")
+    target = Target(export, properties={"DRAFT": str(draft)})
+    found, alone = find_deployment(target), find_deployment(Target(export))
+    assert (found.draft_sha256, alone.draft_sha256) == (alone.weights_sha256, None)
+    weights = draft / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert find_deployment(target) != found
+    nowhere = Target(export, properties={"DRAFT": "nowhere"})
+    assert find_deployment(nowhere).draft_sha256 is None
+
+
 def test_a_file_is_told_from_another_whatever_its_name(tmp_path: Path) -> None:
     found = []
     for content in (b"one", b"another"):

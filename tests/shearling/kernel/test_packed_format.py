@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ from shearling.kernel.packed_format import (
 from shearling.kernel.packed_scales import ScaleType
 from tests.support.matrices import random_matrix
 
-SHAPES = [(1, 1), (16, 4), (17, 5), (33, 130), (64, 96)]
+SHAPES = [(1, 1), (16, 4), (17, 5), (33, 130), (64, 96), (300, 40)]
 
 
 def equal(a: Matrix, b: Matrix) -> bool:
@@ -55,6 +56,18 @@ def test_packing_is_reversible_and_the_same_in_both_languages(value_type, encodi
             assert equal(unpack_matrix(packed), matrix)
             assert expand_matrix(packed).tobytes() == pack(matrix, Encoding.DENSE).tobytes()
             validate(packed)
+
+
+def test_packing_by_numpy_takes_a_few_bytes_a_weight():
+    """Four bits once took 27."""
+    matrix = random_matrix(ValueType.INT4, 1024, 1024, keep=0.5, group_size=64, seed=0)
+    tracemalloc.start()
+    try:
+        pack(matrix)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 10 * matrix.values.size
 
 
 def test_a_negative_zero_survives():
