@@ -39,6 +39,7 @@ from typing import Any, Literal
 import pydantic
 
 import shearling
+from shearling.destination import require_directory
 from shearling.errors import (
     ArtefactCorrupt,
     ArtefactMismatch,
@@ -254,7 +255,9 @@ def check_destination(path: Path, *, kind: Kind, force: bool, inputs: Iterable[P
 
     Raises:
         OutputExists: see `write_artefact`.
+        UsageError: nothing can be written beside it.
     """
+    require_directory(path.parent)
     inputs = [item.resolve() for item in inputs]
     for item in inputs:
         if item != path.resolve() and path.resolve().is_relative_to(item):

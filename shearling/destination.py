@@ -40,4 +40,6 @@ def require_directory(path: Path) -> None:
     while not there.exists() and not there.is_symlink():
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError("no directory can be made here", where=path, remedy="Choose another --output")
+        raise UsageError(
+            "no directory can be made here", where=path, remedy="Choose another place, or one that you may write to"
+        )

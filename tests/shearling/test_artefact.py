@@ -268,6 +268,15 @@ def test_force_never_removes_a_directory_without_a_manifest(content, tmp_path):
         check_destination(link, kind="task", force=True)
 
 
+def test_where_no_directory_can_be_made_nothing_begins(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "artefact", tmp_path / "file" / "deep" / "artefact"):
+        with pytest.raises(errors.UsageError, match="no directory can be made here"):
+            check_destination(path, kind="task", force=False)
+    check_destination(tmp_path / "deep" / "er" / "artefact", kind="task", force=False)
+    assert not (tmp_path / "deep").exists()
+
+
 def test_empty_directory_is_no_artefact(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(errors.OutputExists):
