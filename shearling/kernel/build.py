@@ -138,7 +138,7 @@ def _usable(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
             raise
         raise EnvironmentFault(
             f"the compiled kernels cannot be kept here: {error.strerror or error}",
