@@ -73,7 +73,9 @@ def build_rows(
     finally:
         waiting.unlink(missing_ok=True)
     if not read:
-        raise RecipeInvalid("the data has no rows", where=f"[{where}]", remedy=f"See that what [{where}] names is not empty")
+        raise RecipeInvalid(
+            "the data has no rows", where=f"[{where}]", remedy=f"See that what [{where}] names is not empty"
+        )
     for split, count in counts.items():
         if not count:
             left_out = account.sentence(read)
