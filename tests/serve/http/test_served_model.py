@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from serve.http.limits import Limits
 from serve.http.protocol import Events, TextJob
 from serve.http.refusal import Refusal
-from serve.http.served_model import ServedModel
+from serve.http.served_model import END_S, ServedModel
 from serve.runtimes.deployment import find_deployment
 from serve.runtimes.runtime import RunOptions
+from shearling.errors import ShearlingError
 from shearling.target import Target
 from tests.support.http_jobs import GREEDY
 
@@ -38,6 +40,22 @@ class Overheard(ServedModel):
             )
             for _ in range(count)
         ]
+
+
+def test_one_that_still_loads_is_ended_at_once(export: Path) -> None:
+    async def leave_early() -> float:
+        model = Overheard(export, Limits(concurrency=1))
+        loading = asyncio.create_task(model.start())
+        while model._process is None:
+            await asyncio.sleep(0.01)
+        started_s = time.monotonic()
+        await model.stop()
+        ended_s = time.monotonic()
+        with pytest.raises(ShearlingError):
+            await loading
+        return ended_s - started_s
+
+    assert asyncio.run(leave_early()) < END_S / 2
 
 
 def test_what_is_left_is_cancelled_in_the_process(export: Path) -> None:

@@ -13,15 +13,24 @@ import pytest
 from rich.console import Console
 
 from shearling.artefact import Artefact, Manifest, write_artefact
+from shearling.commands.doctor import _sparse_kernels
 from shearling.commands.inspection import _screen, inspect_artefact
 from shearling.commands.members import members_page
 from shearling.console import log
-from shearling.errors import ArtefactCorrupt, ArtefactError, ArtefactMismatch, ArtefactMissing, UsageError
+from shearling.errors import (
+    ArtefactCorrupt,
+    ArtefactError,
+    ArtefactMismatch,
+    ArtefactMissing,
+    PackageMissing,
+    UsageError,
+)
 from shearling.evaluation.evaluator import Evaluator
 from shearling.evaluation.lm_eval_task import write_lm_eval_tasks
 from shearling.evaluation.scoreboard import Score, Scoreboard, parse_tasks, score_models, scoreboard_screen
 from shearling.evaluation.task import TaskFacts, TaskRow, locate_task, write_rows
 from shearling.executors.executor import Workforce
+from shearling.kernel.build import build_library
 from shearling.recipe.recipe import recipe_json_schema
 from shearling.registry.tables import TABLES
 from shearling.strict_json import validate_document, write_document
@@ -44,6 +53,21 @@ def test_doctor_finds_this_project():
     assert data["versions"]["torch"]
     assert "CPU" in data["openvino_devices"]
     assert data["sparse_kernels"]["openvino"]["kernels"] in KERNELS
+
+
+def test_doctor_tells_kernels_of_onnx_runtime_without_openvino(monkeypatch, tmp_path):
+    def missing():
+        raise PackageMissing("the package openvino is not installed")
+
+    library = build_library()
+    monkeypatch.setattr("shearling.kernel.library.kernels_in_use", missing)
+    monkeypatch.setattr("shearling.kernel.build.build_onnx_runtime_library", lambda: library)
+    found = _sparse_kernels()
+    assert "openvino" in found["openvino"]["missing"]
+    assert found["onnxruntime"] == {"kernels": "compiled", "missing": None}
+    (damaged := tmp_path / "library.so").write_bytes(b"of another machine")
+    monkeypatch.setattr("shearling.kernel.build.build_onnx_runtime_library", lambda: damaged)
+    assert str(damaged) in _sparse_kernels()["onnxruntime"]["missing"]
 
 
 def test_doctor_says_why_there_are_no_sparse_kernels(monkeypatch):

@@ -72,10 +72,7 @@ def test_graded_answers_are_compared_row_by_row() -> None:
 
 def test_nobody_waits_for_a_test_that_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It grows with the square of graded rows, and a rule may read the interval alone."""
-    monkeypatch.setattr("shearling.evaluation.paired_difference.permutation_test", lambda differences: 0.25)
-    found = paired_difference([0.5], [0.25])
     monkeypatch.setattr("shearling.evaluation.paired_difference.permutation_test", None)
-    assert found.interval[0] < 0.25
     assert paired_difference([0.5], [0.25]).mean == 0.25
 
 
