@@ -225,7 +225,8 @@ def refuse_shadowed_stages(stages: Sequence[str] = STAGES) -> None:
             raise PackageShadowed(
                 f"the package '{stage}' would be imported from {root}, not from this project",
                 where=own_root,
-                remedy=f"{elsewhere}, or take {root} off PYTHONPATH",
+                remedy=f"{elsewhere}, use shearling-train, -search, -export and -serve, which work anywhere, or take "
+                f"{root} off PYTHONPATH",
             )
 
 

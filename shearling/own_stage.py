@@ -50,7 +50,11 @@ def _replace(stage: str, modules: Modules) -> None:
 
 def _is_foreign(stage: str) -> bool:
     """Whether an import would find another package, or none."""
-    spec = importlib.util.find_spec(stage)
+    try:
+        spec = importlib.util.find_spec(stage)
+    except ValueError:
+        # A module that nothing has found: somebody made it.
+        return True
     return spec is None or spec.origin is None or Path(spec.origin).resolve().parent != ROOT / stage
 
 

@@ -129,8 +129,17 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: Pa
         install = [*pip, "install", "--quiet", "--disable-pip-version-check", *requirements]
         _run(install, where=directory, what=f"install {' '.join(requirements)}")
     except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_environment(directory)
         raise
+
+
+def remove_environment(directory: Path) -> None:
+    """Remove an environment, and last the files beside its directories: what tells whose it is stays as long as there
+    is something of it, whenever this is interrupted.
+    """
+    for inside in [child for child in directory.glob("*") if child.is_dir() and not child.is_symlink()]:
+        shutil.rmtree(inside, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run(command: Sequence[str], *, where: Path, what: str) -> None:

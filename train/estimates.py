@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from shearling.evaluation.precision import resolve_precision
-from shearling.model.figures import FLOAT32_BYTES, ModelFigures
+from shearling.model.figures import FLOAT32_BYTES, ModelFigures, read_figures
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.sparsity import SparsitySection
@@ -37,8 +37,10 @@ MERGING_BYTES = 17
 """An entry of the largest matrix in the backward: the merged weight, the gradient of it, the mask as numbers."""
 ADAM_BYTES = 16
 """A parameter that trains: itself, its gradient and two moments."""
-CHECKPOINTED_BYTES = 40
-"""A parameter that trains, on disk: itself and its moments in three checkpoints, one of them unfinished; the result."""
+CHECKPOINT_BYTES = 12
+"""A parameter that trains, in a checkpoint: itself and its moments."""
+CHECKPOINTS = 3
+"""At once, one of them unfinished; the best one beside them where it is asked for."""
 ACTIVATIONS = 14
 """Tensors as wide as the hidden states that the backward of one layer needs, and four as wide as the feed-forward."""
 LOGITS_BYTES = 2 * FLOAT32_BYTES
@@ -80,9 +82,25 @@ def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimat
         reading = figures.table_bytes if section.measured else 0
         peak = max(around + reading, around + layer + states, layer + choosing + states, layer + tuning + states)
     else:
-        copies = 4 if section.healing is not None else 2
-        peak = copies * FLOAT32_BYTES * figures.parameters + states + choosing
+        healing = section.healing
+        copies = 4 if healing is not None else 2
+        # Its masks, a byte a weight.
+        masked = figures.linear_parameters if healing is not None else 0
+        peak = (
+            copies * FLOAT32_BYTES * figures.parameters
+            + masked
+            + max(states + choosing, _healing_bytes(section, figures))
+        )
     return Estimate(_libraries() + peak).then(disk)
+
+
+def _healing_bytes(section: SparsitySection, figures: ModelFigures) -> int:
+    """What one micro-batch of healing needs for its backward, and what its loss holds as large as logits."""
+    if section.healing is None:
+        return 0
+    positions = section.healing.batch_size * section.healing.seq_len
+    wide = ACTIVATIONS * figures.hidden + 4 * figures.widest
+    return FLOAT32_BYTES * positions * (wide * figures.layers + 3 * figures.vocabulary)
 
 
 def choosing_memory_bytes(figures: ModelFigures, section: SparsitySection) -> int:
@@ -118,19 +136,29 @@ def estimate_training(
     rows = train.batch_size * longest_sequence(train, tasks)
     wide = ACTIVATIONS * figures.hidden + 4 * figures.widest
     states = rows * FLOAT32_BYTES * (wide * checkpointed + figures.hidden * figures.layers)
-    teacher = 0 if train.teacher is None else computed_bytes * figures.parameters
+    teacher = computed_bytes * _teacher_parameters(train, figures)
     # A head that is stored in another type is widened for its product, where no autocast takes it as it is.
     widened = lean and computed_bytes == FLOAT32_BYTES and figures.table_bytes < FLOAT32_BYTES * figures.table
     head = FLOAT32_BYTES * figures.table if widened else 0
     # What the loss needs is gone when the first layer is merged again in the backward.
     loss = head + _logits_bytes(figures, train, tasks, computed_bytes)
-    working = merged + states + max(MERGING_BYTES * figures.matrix, loss)
+    # Between steps, for validation.
+    validating = 0 if lean or not adapter.masked or train.eval_steps is None else figures.linear_parameters
+    working = max(merged + states + max(MERGING_BYTES * figures.matrix, loss), FLOAT32_BYTES * validating + loss)
     peak = weights + masks + ADAM_BYTES * trained + teacher + working
-    libraries, disk = TRAINING_LIBRARIES_BYTES + cuda_libraries_bytes(), CHECKPOINTED_BYTES * trained
+    libraries = TRAINING_LIBRARIES_BYTES + cuda_libraries_bytes()
+    checkpoints = CHECKPOINTS + (train.patience is not None)
+    disk = (CHECKPOINT_BYTES * checkpoints + FLOAT32_BYTES) * trained
     if free_device_bytes() is None:
         return Estimate(libraries + peak, disk)
     loaded = weights + masks + FLOAT32_BYTES * trained + teacher
     return Estimate(libraries + loaded, disk, peak)
+
+
+def _teacher_parameters(train: TrainSection, figures: ModelFigures) -> int:
+    if train.teacher is None:
+        return 0
+    return figures.parameters if train.teacher.path is None else read_figures(train.teacher.path).parameters
 
 
 def trains_lean(
@@ -165,8 +193,8 @@ def local_processes() -> int:
 
 
 def longest_sequence(train: TrainSection, tasks: Iterable[TaskSection]) -> int:
-    """Tokens of one sequence of a training, at most: of a row, or of a pack of rows."""
-    return train.pack_tokens or max(task.max_length for task in tasks)
+    """Tokens of one sequence of a training, at most: of a row, or of a pack of rows; a longer row is a pack."""
+    return max(train.pack_tokens or 0, *(task.max_length for task in tasks))
 
 
 def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -> dict[str, Estimate]:
@@ -233,7 +261,7 @@ def _trained(recipe: Recipe, figures: ModelFigures) -> Estimate:
 def _logits_bytes(figures: ModelFigures, train: TrainSection, tasks: Sequence[TaskSection], computed_bytes: int) -> int:
     """What the loss of one micro-batch holds that is as large as logits."""
     everywhere = train.batch_size * longest_sequence(train, tasks)
-    learnt = train.batch_size * (train.pack_tokens or max(map(_learnt_positions, tasks)))
+    learnt = train.batch_size * max(train.pack_tokens or 0, *map(_learnt_positions, tasks))
     if train.distillation:
         of_a_logit = DISTILLED_BYTES * everywhere + DISTILLING_BYTES * learnt
     elif train.teacher is not None:

@@ -18,6 +18,7 @@ from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import Head, auto_class
 from shearling.model.layers import find_layers
 from shearling.model.quantized import check_plain
+from shearling.model.skeleton import open_skeleton
 from shearling.recipe.model import ModelSection
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.sparsity import SparsitySection
@@ -122,7 +123,8 @@ def check_recipe(recipe: Recipe) -> ModelSource:
 
 def expected(recipe: Recipe, source: ModelSource) -> dict[str, Estimate]:
     """What each artefact of the run will take, by its name."""
-    by_tensors = not is_gguf(source.path) and recipe.model.head == "language_model"
+    plain = not is_gguf(source.path) and recipe.model.head == "language_model"
+    by_tensors = plain and open_skeleton(source.path) is not None
     return estimate_stage(recipe, source.figures, by_tensors=by_tensors)
 
 

@@ -213,9 +213,7 @@ def _import(recipe: Recipe, run: Run, *, force: bool) -> dict[str, Artefact]:
     chat = ChatRenderer(load_tokenizer(run.base)) if conversations else None
     rooms = _task_rooms(recipe, run)
     tasks = {role: _import_task(role, section, path, chat, force=force) for role, section, path in rooms}
-    for role, artefact in tasks.items():
-        if role != "task":
-            check_apart(run.task, artefact.path, where=role.replace("/", "."))
+    check_apart({role.replace("/", "."): artefact.path for role, artefact in tasks.items()})
     made = tasks | (made or {"base": _import_base(recipe, source, run, force=force)})
     structure = check_structure(recipe, made["base"].path)
     _check_texts(recipe, made, readable=readable_ids(structure))
@@ -382,7 +380,7 @@ def _task_facts(section: TaskSection, chat: ChatRenderer | None) -> dict[str, An
     local = section.path if section.dataset is None else Path(section.dataset.name)
     facts = {
         "recipe": section_as_json(section),
-        "source_sha256": None if local is None else digest_data(local),
+        "source_sha256": None if local is None else digest_data(local, whole=section.dataset is not None),
     }
     return facts if chat is None else {**facts, "chat_template_sha256": chat.template_sha256}
 

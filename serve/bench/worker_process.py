@@ -128,7 +128,10 @@ class WorkerProcess:
         self._facts: RuntimeFacts | None = None
         self._patience = _Patience(0)
         self._refused_bytes = 0
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
+        # In memory: a container may have no directory that can be written.
+        self._errors: IO[bytes] = (
+            os.fdopen(os.memfd_create("errors"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
+        )
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         # Not from the directory that this happens to run in, which may hold another `serve`.

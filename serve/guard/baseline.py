@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import pydantic
 
@@ -19,7 +19,7 @@ from serve.bench.environment import Environment, describe_environment, differing
 from serve.bench.measurement import Sample
 from serve.bench.statistics import Estimate
 from serve.bench.workload import DOCUMENT_BYTES, Workload
-from serve.guard.history_ratio import blocks_to_settle, history_ratio
+from serve.guard.history_ratio import Times, blocks_to_settle, history_ratio, of_the_same_prompts
 from serve.guard.judging import GUARDED
 from serve.guard.machine_lock import measuring_alone
 from serve.guard.other_settings import with_other_settings
@@ -48,7 +48,16 @@ class BaselineEntry(Document):
     created: str
     label: str
     weights_sha256: str
-    values: dict[str, tuple[float, ...]]
+    values: dict[str, tuple[Annotated[float, pydantic.Field(gt=0)], ...]]
+
+    @pydantic.field_validator("values")
+    @classmethod
+    def _one_for_each_block(cls, values: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        if set(values) != set(GUARDED):
+            raise ValueError(f"it holds {', '.join(values) or 'nothing'}, and needs {', '.join(GUARDED)}: record anew")
+        if len({len(own) for own in values.values()}) != 1:
+            raise ValueError("its metrics are of different numbers of blocks")
+        return values
 
 
 class Baseline(Document):
@@ -114,7 +123,7 @@ def check_baseline(
         def clear(samples: Sequence[Sample]) -> bool:
             if len(samples) != FIRST_BLOCKS or history is None:
                 return len(samples) == FIRST_BLOCKS
-            return worst(_outcomes(_ratios(history, samples), max_ratio).values()) != "inconclusive"
+            return worst(_outcomes(_ratios(history, samples, workload), max_ratio).values()) != "inconclusive"
 
         # A history knows its settings: another one would compare them, not the model.
         benchmark, changes = with_other_settings(
@@ -159,8 +168,7 @@ def _require_same_place(
         differing = differing_versions(history.environment.versions, here.versions)
         changed = {name: pair for name, pair in differing.items() if name in DECISIVE}
         _refuse_changes([f"{name} {past} -> {own}" for name, (past, own) in changed.items()], where=where)
-    if history.workload.model_copy(update={"budget_s": workload.budget_s}) != workload:
-        _refuse_flags(where)
+    _require_same_flags(history.workload.model_copy(update={"budget_s": workload.budget_s}), workload, where=where)
 
 
 def _require_enough(history: Baseline, *, where: Path) -> None:
@@ -180,8 +188,7 @@ def _require_same_run(history: Baseline, benchmark: Benchmark, *, where: Path, a
     runtime = measured.facts.runtime
     if history.runtime not in (None, runtime) and not allow_other_versions:
         _refuse_changes([f"{history.runtime} -> {runtime}"], where=where)
-    if history.options != benchmark.options:
-        _refuse_flags(where)
+    _require_same_flags(history.options, benchmark.options, where=where)
     then, now = history.properties, measured.deployment.properties
     if then is None and benchmark.changes:
         raise UsageError(
@@ -202,10 +209,19 @@ def _refuse_changes(changed: list[str], *, where: Path) -> None:
         )
 
 
-def _refuse_flags(where: Path) -> NoReturn:
-    raise UsageError(
-        "the baseline was measured with other flags", where=where, remedy="Give the flags of its first --record"
-    )
+def _require_same_flags(then: Document, now: Document, *, where: Path) -> None:
+    differing = [name for name in type(now).model_fields if getattr(then, name) != getattr(now, name)]
+    # A trace is too long to be shown.
+    told = [
+        f"another {name}" if name == "trace" else f"{name} {getattr(then, name)} (here {getattr(now, name)})"
+        for name in differing
+    ]
+    if told:
+        raise UsageError(
+            f"the baseline was measured with other flags: {', '.join(told)}",
+            where=where,
+            remedy="Give those, or record anew in another file",
+        )
 
 
 def _refuse_properties(history: Baseline, precision: str, properties: Mapping[str, str], *, where: Path) -> NoReturn:
@@ -224,13 +240,11 @@ def _refuse_properties(history: Baseline, precision: str, properties: Mapping[st
 def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) -> Verdict:
     samples, workload = benchmark.samples, benchmark.workload
     # The first measurement is its own history: it passes by definition, if there is enough of it to judge others by.
-    ratios = _ratios(history, samples)
+    ratios = _ratios(history, samples, workload)
     outcomes = _outcomes(ratios, max_ratio if history else math.inf)
     wall_s = sum(sample.ttft_s + sum(sample.gaps_s) for sample in samples)
     measured_s = max(sample.started_s + sample.total_s for sample in samples)
-    blocks = _blocks_to_settle(
-        history, samples, outcomes, max_ratio=max_ratio, most=workload.sessions * workload.repeats
-    )
+    blocks = _blocks_to_settle(history, samples, outcomes, max_ratio=max_ratio, workload=workload)
     return Verdict(
         outcome=worst(outcomes.values()),
         outcomes=outcomes,
@@ -248,17 +262,26 @@ def _judge(history: Baseline | None, benchmark: Benchmark, *, max_ratio: float) 
     )
 
 
-def _ratios(history: Baseline | None, samples: Sequence[Sample]) -> dict[str, Estimate]:
+def _ratios(history: Baseline | None, samples: Sequence[Sample], workload: Workload) -> dict[str, Estimate]:
+    return {name: history_ratio(now, then) for name, (now, then) in _sides(history, samples, workload).items()}
+
+
+def _sides(
+    history: Baseline | None, samples: Sequence[Sample], workload: Workload
+) -> dict[str, tuple[Times, list[Times]]]:
+    """By metric, this measurement and those of the past; of a trace the prompts alone that all of them have reached,
+    each equally often.
+    """
     own = _values(samples)
-    entries = [entry.values for entry in history.entries] if history else [own]
-    return {
-        name: history_ratio(now, [values[name] for values in entries], processes=_processes(samples))
-        for name, now in own.items()
+    measurements = [own, *([entry.values for entry in history.entries] if history else [own])]
+    prompts = len(workload.trace) or 1
+    found = {
+        name: of_the_same_prompts(
+            [values[name] for values in measurements], prompts=prompts, blocks_each=workload.repeats
+        )
+        for name in own
     }
-
-
-def _processes(samples: Sequence[Sample]) -> int:
-    return len({sample.session for sample in samples})
+    return {name: (now, then) for name, (now, *then) in found.items()}
 
 
 def _outcomes(ratios: Mapping[str, Estimate], max_ratio: float) -> dict[str, CheckOutcome]:
@@ -271,25 +294,19 @@ def _blocks_to_settle(
     outcomes: Mapping[str, CheckOutcome],
     *,
     max_ratio: float,
-    most: int,
+    workload: Workload,
 ) -> int | None:
     """Of a new measurement; None where nothing is open, or no number would settle it."""
     if worst(outcomes.values()) != "inconclusive":
         return None
     if len(samples) < MINIMUM or history is None:
         return FIRST_BLOCKS
-    needed = [
-        blocks_to_settle(
-            now,
-            [entry.values[name] for entry in history.entries],
-            processes=_processes(samples),
-            max_ratio=max_ratio,
-            most=most,
-        )
-        for name, now in _values(samples).items()
-        if outcomes[name] == "inconclusive"
-    ]
-    return None if None in needed else max(count for count in needed if count is not None)
+    sides = [side for name, side in _sides(history, samples, workload).items() if outcomes[name] == "inconclusive"]
+    # Of those of a trace some do not count.
+    share = len(sides[0][0].values) / len(samples)
+    most = math.floor(workload.sessions * workload.repeats * share)
+    needed = [blocks_to_settle(now, then, max_ratio=max_ratio, most=most) for now, then in sides]
+    return None if None in needed else math.ceil(max(count for count in needed if count is not None) / share)
 
 
 def _outcome(ratio: Estimate, max_ratio: float) -> CheckOutcome:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from serve.guard.telling import how_to_settle
 from shearling.console import log
 from shearling.errors import CheckFailed, UsageError
 from shearling.strict_json import Document, read_document, write_document
-from shearling.virtual_environment import from_anywhere, make_environment
+from shearling.virtual_environment import from_anywhere, make_environment, remove_environment
 
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+!_-]*")
 PACKAGE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
@@ -141,6 +140,7 @@ def bisect_versions(
         )
     records: list[CheckRecord] = []
     outcomes: dict[str, CheckOutcome] = {}
+    failing: set[str] = set()
     with ExitStack() as stack:
         root = installation.directory or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="shearling-bisect-"))
@@ -154,7 +154,9 @@ def bisect_versions(
             outcomes[version] = verdict.outcome
             records.append(record)
             log.print(f"{installation.package} {version}: {verdict.outcome}")
-            return _answer(verdict, outcomes[versions[-1]])
+            if not failing:
+                failing.update(_failing(verdict))
+            return _answer(verdict, failing)
 
         bracket = _bracket(len(versions), measure)
     good, slow = (None, None) if bracket is None else (versions[bracket[0]], versions[bracket[1]])
@@ -209,7 +211,7 @@ def _record(directory: Path) -> KeptEnvironment | None:
 
 def _make(directory: Path, making: KeptEnvironment, python: Path | None) -> None:
     if _record(directory) is not None:
-        shutil.rmtree(directory)
+        remove_environment(directory)
     elif directory.exists() and not (directory.is_dir() and next(directory.iterdir(), None) is None):
         raise UsageError(
             "no record tells what it holds: somebody else made it",
@@ -249,11 +251,18 @@ def require_none_slower(found: Bisection) -> None:
     )
 
 
-def _answer(verdict: Verdict, sought: CheckOutcome) -> CheckOutcome:
-    """What a check says of that by which the last version failed: its output, or else its figures."""
-    if sought == "changed":
-        return verdict.outcomes.get(TOKENS, "pass")
-    return worst(outcome for name, outcome in verdict.outcomes.items() if name != TOKENS)
+def _failing(verdict: Verdict) -> set[str]:
+    """By what a version fails: its output, or else the figures that are worse."""
+    if verdict.outcome == "changed":
+        return {TOKENS}
+    return {name for name, outcome in verdict.outcomes.items() if outcome == "regression"}
+
+
+def _answer(verdict: Verdict, failing: Set[str]) -> CheckOutcome:
+    """What a check says of that by which the last version fails; of everything, where that one does not."""
+    if not failing:
+        return verdict.outcome
+    return worst(outcome for name, outcome in verdict.outcomes.items() if name in failing)
 
 
 def _bracket(count: int, measure: Callable[[int], CheckOutcome]) -> tuple[int, int] | None:

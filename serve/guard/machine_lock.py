@@ -19,7 +19,14 @@ NAME = "shearling-latency.lock"
 
 def lock_path() -> Path:
     """The file that all checks of this machine lock; SHEARLING_LATENCY_LOCK names another."""
-    return Path(os.environ.get(VARIABLE) or Path(tempfile.gettempdir(), NAME))
+    named = os.environ.get(VARIABLE)
+    try:
+        return Path(named or Path(tempfile.gettempdir(), NAME))
+    except FileNotFoundError:
+        raise EnvironmentFault(
+            "no directory for temporary files can be written",
+            remedy=f"Give one with TMPDIR=DIRECTORY, or {VARIABLE}=FILE alone",
+        ) from None
 
 
 @contextlib.contextmanager

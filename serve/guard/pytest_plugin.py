@@ -239,7 +239,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say how noisy the machine was, how the checks ended, with what other settings, and where the page is."""
     own = config.stash[SESSION]
     path = config.getoption("--latency-report")
-    if not own.records and own.calibration is None and not path:
+    # Where tests are collected alone there is nothing to report of.
+    if config.option.collectonly or (not own.records and own.calibration is None and not path):
         return
     with own_stage("serve"):
         lines = _summary(own, None if path is None else Path(path))
@@ -287,7 +288,7 @@ def _marked(session: LatencySession) -> dict[str, Any]:
             raise pytest.UsageError(
                 f"{session.test}: latency takes {', '.join(ALLOWED)} by name, not {strange or mark.args}"
             )
-        found |= mark.kwargs
+        found |= {name: value for name, value in mark.kwargs.items() if value is not None}
     return found
 
 

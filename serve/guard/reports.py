@@ -120,7 +120,8 @@ def append_summary(path: Path, records: Sequence[CheckRecord]) -> None:
         path: such as $GITHUB_STEP_SUMMARY; made if it is absent.
         records: at least one.
     """
-    with path.open("a", encoding="utf-8") as stream:
+    # A path may hold what is no text.
+    with path.open("a", encoding="utf-8", errors="replace") as stream:
         stream.write(_markdown(records))
 
 

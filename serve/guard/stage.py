@@ -47,20 +47,30 @@ class Reports:
         Raises:
             UsageError: a file could not be written.
         """
-        self._begin()
+        self._begin_junit()
         try:
+            self._begin_summary()
             yield
         except Exception as error:
             if not self.written:
                 self.write([record_of(explain(error), name=name, candidate=candidate, reference=reference)])
             raise
 
-    def _begin(self) -> None:
-        if self.summary is not None:
-            require_writable(self.summary)
+    def __post_init__(self) -> None:
+        # As from a variable of CI that is not set elsewhere.
+        self.summary = None if self.summary == Path() else self.summary
+
+    def _begin_junit(self) -> None:
         if self.junit is not None:
             require_writable(self.junit, whole=True)
             self.junit.unlink(missing_ok=True)
+
+    def _begin_summary(self) -> None:
+        # Where it cannot be written, the other says so.
+        summary, self.summary = self.summary, None
+        if summary is not None:
+            require_writable(summary)
+        self.summary = summary
 
     def write(self, records: list[CheckRecord]) -> None:
         """Write those that were asked for."""

@@ -42,14 +42,17 @@ def collapse_memory() -> tuple[int, int]:
         cannot.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    moved = refused = 0
+    moved = refused = unknown = 0
     for start in _ranges():
         if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(HUGE_BYTES), MADV_COLLAPSE) == 0:
             moved += HUGE_BYTES
         # Any other reason is the range's own: it is not resident, for example.
         elif ctypes.get_errno() in REFUSALS:
             refused += HUGE_BYTES
-    return moved, refused
+        elif ctypes.get_errno() == errno.EINVAL:
+            unknown += HUGE_BYTES
+    # A system of before Linux 6.1 does not know the advice, and refuses all ranges so.
+    return (moved, refused) if moved or refused else (0, unknown)
 
 
 def _ranges() -> Iterator[int]:

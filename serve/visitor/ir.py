@@ -189,7 +189,7 @@ def find_ids(names: Sequence[str], *, where: Path) -> str:
     if ids is None or strange:
         raise VisitorFault(
             "ModelUnsupported",
-            f"inputs that are not known: {', '.join(strange)}",
+            f"inputs that are not known: {', '.join(strange)}" if strange else "no input takes token ids",
             where=where,
             remedy="Measure a model that takes token ids, their mask, positions and cache",
         )

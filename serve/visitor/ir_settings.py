@@ -47,10 +47,14 @@ def make_properties(
     properties = {**BY_PRECISION[precision], **((preferred or {}) if precision == "default" else {})}
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = str(threads)
+    if threads == 1:
+        # Else it computes on the first CPU it saw, and gives the calling thread back all that it saw, whatever CPU the
+        # process has been kept on since; see `serve.visitor.own_process.pin`.
+        properties["ENABLE_CPU_PINNING"] = "NO"
     if hint is not None:
         properties["PERFORMANCE_HINT"] = hint.upper()
     if not device.startswith("CPU"):
-        for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS"):
+        for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING"):
             properties.pop(name, None)
     return properties
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -65,6 +66,11 @@ class Recipe(Section):
     def _classifier(self) -> Recipe:
         if self.model.head == "classifier" and self.task.choices is None:
             raise ValueError("a classifier needs the task's choices: they are its classes")
+        if self.model.head == "classifier" and self.sparsity is not None and self.sparsity.allocation == "searched":
+            raise ValueError(
+                'sparsity.allocation = "searched" needs a language model: a classifier has no loss before it is '
+                'trained. Set it to "uniform" or "owl"'
+            )
         if self.model.head == "classifier" and self.adapter is None:
             raise ValueError("a classifier needs [adapter] and [train]: its head is new")
         if self.model.head == "classifier" and self.model.adaptation is not None:
@@ -170,7 +176,7 @@ def read_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise ArtefactMissing("no such recipe", where=path, remedy="Check the path; examples are in recipes/")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeInvalid(f"not TOML: {error}", where=path) from None
     _anchor_paths(data, path.parent)
@@ -267,7 +273,7 @@ def _anchor_paths(data: dict[str, Any], anchor: Path) -> None:
 
 def _describe(error: pydantic.ValidationError) -> str:
     parts = []
-    for item in error.errors(include_url=False):
+    for item in _told_errors(error):
         field = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(item["loc"][:-1]), n=1)
@@ -277,6 +283,31 @@ def _describe(error: pydantic.ValidationError) -> str:
         else:
             parts.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(parts)
+
+
+def _told_errors(error: pydantic.ValidationError) -> list[Any]:
+    """Without those that follow from others, and of the forms that a value may have, the one that it is nearest to."""
+    found = [item for item in error.errors(include_url=False) if item["type"] != "default_factory_not_called"]
+    forms: dict[tuple[int | str, ...], Counter[str]] = {}
+    for item in found:
+        place, form = _form(item["loc"])
+        forms.setdefault(place, Counter())[form] += 1
+    nearest = {place: min(counts, key=counts.__getitem__) for place, counts in forms.items()}
+    near = [item for item in found if nearest[(split := _form(item["loc"]))[0]] == split[1]]
+    told = [{**item, "loc": tuple(part for part in item["loc"] if not _is_form(part))} for item in near]
+    inside = {item["loc"][:length] for item in told for length in range(len(item["loc"]))}
+    return [item for item in told if not (item["type"] == "too_short" and item["loc"] in inside)]
+
+
+def _form(location: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], str]:
+    """Where a value that may have several forms stands, and which of them an error is of; "" where it is of none."""
+    place = next((index for index, part in enumerate(location) if _is_form(part)), None)
+    return (location, "") if place is None else (location[:place], str(location[place]))
+
+
+def _is_form(part: int | str) -> bool:
+    """Whether it is the name of a type, which pydantic puts between keys."""
+    return isinstance(part, str) and "[" in part
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

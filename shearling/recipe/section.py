@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 import pydantic
 
@@ -22,6 +24,36 @@ class Section(pydantic.BaseModel):
     papers: ClassVar[Mapping[str, Any]] = {}
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _as_it_is_written(cls, data: Any) -> Any:
+        """Refuse what pydantic would convert: text and truth values for numbers, and either of them for a truth value.
+
+        Its own strict mode also refuses the lists that TOML has for tuples.
+        """
+        for name, field in cls.model_fields.items() if isinstance(data, Mapping) else ():
+            kinds, value = set(_kinds(field.annotation)), data.get(name)
+            if kinds <= {bool, int, float, type(None)} and _is_converted(value, kinds):
+                wanted = "true or false" if bool in kinds else "a number"
+                raise ValueError(f"{name} is {json.dumps(value)}: write {wanted}")
+        return data
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    else:
+        yield annotation
+
+
+def _is_converted(value: Any, kinds: Set[Any]) -> bool:
+    if isinstance(value, bool):
+        return bool not in kinds
+    return isinstance(value, str) or (bool in kinds and isinstance(value, int | float))
 
 
 class PackageAsset(Section):

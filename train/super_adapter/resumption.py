@@ -38,7 +38,7 @@ SECTIONS: Mapping[str, type[Section]] = {
 }
 """What a section among the inputs is, by its name there."""
 
-INDIFFERENT = ("memory", "save_steps", "report_to")
+INDIFFERENT = ("memory", "save_steps", "report_to", "gradient_checkpointing")
 """Keys of [train] that decide no number of the adapter."""
 
 

@@ -29,7 +29,7 @@ class Teacher:
     """Who teaches, and what counts how much.
 
     Attributes:
-        model: a causal language model with the student's vocabulary, in eval mode, without gradients.
+        model: a causal language model of the student's tokens, in eval mode, without gradients.
         section: the weights of the terms.
     """
 
@@ -67,6 +67,9 @@ def taught_loss(
     logits, hidden = _predict(network, inputs, compared, called=called)
     with torch.no_grad():
         wanted, wanted_hidden = _predict(teacher.model, inputs, compared)
+    # Sizes of one family fill their vocabulary up to different numbers of logits.
+    both = min(logits.shape[-1], wanted.shape[-1])
+    logits, wanted = logits[:, :both], wanted[:, :both]
     targets = labels[compared]
     is_label = targets != IGNORED_LABEL
     learnt = int(is_label.sum())

@@ -81,8 +81,13 @@ def _seen_files(directory: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(directory):
         here = Path(folder)
         # In place: what is taken out is not entered. A run may stand beside the rows that it was made from.
-        names[:] = [name for name in names if not _is_hidden(name) and not holds_artefact(here / name)]
+        # Nor is what lies beside its artefacts: unfinished trainings, reports.
+        names[:] = [name for name in names if not _is_hidden(name) and not _is_of_a_run(here / name)]
         yield from (here / name for name in files if not _is_hidden(name))
+
+
+def _is_of_a_run(directory: Path) -> bool:
+    return holds_artefact(directory) or any(holds_artefact(child) for child in directory.glob("*") if child.is_dir())
 
 
 def _check_unpacked(files: Iterable[Path]) -> None:
@@ -107,15 +112,21 @@ def check_data_there(path: Path) -> None:
         raise ArtefactMissing("no such data file or directory", where=path, remedy=FORMS)
 
 
-def digest_data(path: Path) -> str | None:
-    """What identifies the rows of a file or a directory: hex sha256; None where nothing is there."""
+def digest_data(path: Path, *, whole: bool = False) -> str | None:
+    """What identifies the rows of a file or a directory: hex sha256; None where nothing is there.
+
+    Args:
+        path: of the data.
+        whole: of a directory all files count, whatever they are called: the `datasets` library reads many kinds.
+    """
     import hashlib
 
     if path.is_file():
         return sha256_file(path)
     if not path.is_dir():
         return None
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if _is_saved(path) else _files_with_rows(path)
+    whole = whole or _is_saved(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if whole else _files_with_rows(path)
     digests = {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
@@ -270,6 +281,11 @@ def _hub_records(source: HubDataset, *, only_split: bool = False) -> Iterator[Re
     except datasets.exceptions.DatasetGenerationError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise DocumentInvalid(f"cannot read this data set: {reason}", where=str(source.name), remedy=FORMS) from None
+    except RuntimeError as error:
+        # It is of a script, which would have to be run.
+        raise DocumentInvalid(
+            f"cannot read this data set: {error}", where=str(source.name), remedy=f"Save it with save_to_disk. {FORMS}"
+        ) from None
     except (FileNotFoundError, ValueError, KeyError, ConnectionError) as error:
         raise ArtefactMissing(
             f"cannot load this data set: {error}",

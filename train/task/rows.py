@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -87,27 +87,28 @@ def build_rows(
     return BuiltRows(counts, account, read)
 
 
-def check_apart(task: Path, learnt: Path, *, where: str) -> None:
-    """See that no row is learnt that the search or the last test asks: tasks whose splits have other shares cut the
-    same prompts at other places.
+def check_apart(tasks: Mapping[str, Path]) -> None:
+    """See that no row is learnt that the search or a last test asks: tasks whose splits have other shares cut the same
+    prompts at other places.
 
     Args:
-        task: the artefact of [task].
-        learnt: that of one of [[data]].
-        where: its section.
+        tasks: the artefacts, by their sections.
 
     Raises:
-        RecipeInvalid: says how many are.
+        RecipeInvalid: says how many are, and of which.
     """
-    asked = {row for split in SPLITS if split != "train" for row in _ids(rows_file(task, split))}
-    both = sum(row in asked for row in _ids(rows_file(learnt, "train")))
-    if both:
-        raise RecipeInvalid(
-            f"{both} of its train rows have the prompts of validation or test rows of [task], which would be learnt "
-            "before they are asked",
-            where=f"[{where}]",
-            remedy="Give it the same split as [task]",
-        )
+    learnt = {where: set(_ids(rows_file(task, "train"))) for where, task in tasks.items()}
+    for asking, task in tasks.items():
+        asked = {row for split in SPLITS if split != "train" for row in _ids(rows_file(task, split))}
+        for where, rows in learnt.items():
+            both = 0 if where == asking else len(rows & asked)
+            if both:
+                raise RecipeInvalid(
+                    f"{both} of its train rows have the prompts of validation or test rows of [{asking}], which would "
+                    "be learnt before they are asked",
+                    where=f"[{where}]",
+                    remedy=f"Give it the same split as [{asking}]",
+                )
 
 
 def _ids(path: Path) -> Iterator[str]:

@@ -15,7 +15,7 @@ from serve.guard.machine_lock import measuring_alone
 from serve.guard.regression import Verdict, guard_workload
 from serve.guard.telling import how_to_settle
 from serve.runtimes.runtime import RunOptions
-from shearling.errors import RuntimeCrashed, UsageError
+from shearling.errors import DocumentInvalid, RuntimeCrashed, UsageError
 from shearling.kernel.loading import known_crash
 from shearling.target import Target, parse_target
 from tests.support.environments import environment_seeing_ours
@@ -149,7 +149,7 @@ def test_a_known_crash_that_is_avoided_is_compared_with_its_like_alone(
             r"other versions: openvino 1\.0 -> ",
         ),
         (lambda history: history["environment"].update(machine_id="0" * 64), "of another machine"),
-        (lambda history: history["workload"].update(prompt_tokens=9), "other flags"),
+        (lambda history: history["workload"].update(prompt_tokens=9), r"other flags: prompt_tokens 9 \(here 8\)"),
     ],
 )
 def test_a_history_of_something_else_is_refused_before_anything_is_measured(
@@ -165,6 +165,30 @@ def test_a_history_of_something_else_is_refused_before_anything_is_measured(
     path.write_text(json.dumps(history))
     monkeypatch.setattr("serve.guard.baseline.run_benchmark", lambda *_, **__: pytest.fail("it measures"))
     with pytest.raises(UsageError, match=words):
+        check_alone(export, path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dict.clear,
+        lambda values: values.pop("ttft_s"),
+        lambda values: values.update(ttft_s=[-0.003] * len(values["ttft_s"])),
+        lambda values: values.update(ttft_s=values["ttft_s"][:-1]),
+    ],
+)
+def test_a_damaged_history_is_refused_before_anything_is_measured(
+    export: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: dict[str, Any],
+    damage: Callable[[dict[str, Any]], object],
+) -> None:
+    path, history = tmp_path / "baseline.json", json.loads(json.dumps(recorded))
+    damage(history["entries"][0]["values"])
+    path.write_text(json.dumps(history))
+    monkeypatch.setattr("serve.guard.baseline.run_benchmark", lambda *_, **__: pytest.fail("it measures"))
+    with pytest.raises(DocumentInvalid, match=r"baseline\.json"):
         check_alone(export, path)
 
 

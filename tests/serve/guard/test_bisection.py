@@ -34,7 +34,7 @@ from serve.guard.bisection import (
 from serve.guard.regression import Verdict, worst
 from serve.guard.reports import CheckRecord
 from shearling.errors import CheckFailed, PackageMissing, UsageError
-from shearling.virtual_environment import from_anywhere, make_environment
+from shearling.virtual_environment import from_anywhere, make_environment, remove_environment
 from tests.support.serve_command import serve
 from tests.support.stand_in_llama import stand_in
 from tests.support.tiny_models import llama_tied_gqa, tiny_tokenizer
@@ -121,6 +121,12 @@ def test_other_tokens_are_not_taken_for_slower(monkeypatch: pytest.MonkeyPatch) 
     # What may hide behind other tokens is open.
     found = bisected(monkeypatch, v2={"tpot_s": "inconclusive", "tokens": "changed"}, v4=slow)
     assert (found.first_slower, found.known_slower) == (None, "0.4")
+
+
+def test_another_figure_that_was_worse_and_is_mended_is_not_the_one_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    mended = {"ttft_s": "regression", "tpot_s": "pass"}
+    found = bisected(monkeypatch, v2=mended, v3=mended, v4={"ttft_s": "pass", "tpot_s": "regression"})
+    assert (found.last_good, found.first_slower) == ("0.3", "0.4")
 
 
 def test_a_last_version_that_passes_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +249,24 @@ def test_an_environment_whose_making_was_killed_is_made_anew(tmp_path: Path) -> 
     process.wait()
     place = keep_environment(tmp_path / "kept", Installation("some-runtime", ()), "1")
     assert held_by(place).keys() == {"some_runtime"}
+
+
+def test_what_tells_whose_an_environment_is_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bin", "lib", "share"):
+        (tmp_path / "place" / name).mkdir(parents=True)
+    (tmp_path / "place" / RECORD).write_text("{}")
+    removed: list[str] = []
+
+    def interrupted(directory: Path, **_: object) -> None:
+        removed.append(directory.name)
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remove_environment(tmp_path / "place")
+    assert set(removed) == {"bin", "lib", "share"}
+    assert (tmp_path / "place" / RECORD).exists()
 
 
 @pytest.mark.usefixtures("shelf")

@@ -67,6 +67,16 @@ def test_a_lock_that_cannot_be_is_refused(lock: Path) -> None:
         pass
 
 
+def test_without_any_directory_for_it_the_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    with pytest.raises(EnvironmentFault, match="TMPDIR=DIRECTORY, or SHEARLING_LATENCY_LOCK=FILE"), measuring_alone():
+        pass
+
+
 def test_others_may_read_it_whatever_the_umask_is(lock: Path) -> None:
     before = os.umask(0o077)
     try:

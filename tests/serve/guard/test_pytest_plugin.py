@@ -70,7 +70,7 @@ def test_slower(latency_guard):
 
 @pytest.mark.parametrize("ratio", [
     pytest.param("1.2", marks=pytest.mark.latency(max_ratio=1.3, budget_s=20, max_load_ratio=1.5)),
-    pytest.param("1.6", marks=pytest.mark.latency(max_ratio=1.7)),
+    pytest.param("1.6", marks=[pytest.mark.latency(max_ratio=1.7), pytest.mark.latency(max_ratio=None)]),
 ])
 def test_budgets_of_their_own(latency_guard, ratio):
     latency_guard.assert_not_slower(ratio, than="1")
@@ -154,6 +154,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     found.stderr.fnmatch_lines([f"*--latency-report*{report}*"])
     found.stderr.no_fnmatch_line("*Traceback*")
     assert not (project.path / "checks.jsonl").exists()
+
+
+def test_collecting_leaves_the_last_report(project: pytest.Pytester) -> None:
+    project.makepyfile(TESTS)
+    (project.path / "latency.html").write_text("the last one")
+    run(project, "--collect-only", "--latency-report=latency.html")
+    assert (project.path / "latency.html").read_text() == "the last one"
 
 
 QUIET = """

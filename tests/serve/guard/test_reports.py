@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ from serve.guard.regression import GUARDED, Verdict
 from serve.guard.reports import CheckRecord, append_summary, outcome_counts, record_of, write_junit, write_report
 from serve.guard.stage import Reports
 from serve.guard.telling import require_pass
-from shearling.errors import CheckFailed, PackageMissing
+from shearling.errors import CheckFailed, PackageMissing, UsageError
 from tests.support.serve_command import serve
 
 NASTY = 'a \x1b[31mred\x1b[0m <b>|`word`|</b> & "quoted" ]]> \x00 line\nbreak \ufffe é 漢'
@@ -113,6 +114,25 @@ def test_whatever_prevents_a_verdict_is_written_once(error: Exception, tmp_path:
     with pytest.raises(type(error)), reports.whatever_comes(name="a", candidate="b", reference="c"):
         raise error
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == written
+
+
+def test_a_summary_that_cannot_be_written_is_told_in_the_other_file(tmp_path: Path) -> None:
+    junit = tmp_path / "junit.xml"
+    junit.write_text("of an earlier check")
+    reports = Reports(junit, tmp_path / "missing" / "summary.md")
+    with pytest.raises(UsageError), reports.whatever_comes(name="a", candidate="b", reference="c"):
+        pytest.fail("it measures")
+    [suite] = ElementTree.parse(junit).getroot()
+    assert len(suite.findall("testcase/error")) == 1
+    # A variable of CI that is not set here.
+    assert Reports(junit, Path()).summary is None
+
+
+def test_a_summary_holds_the_name_of_a_path_that_is_no_text(tmp_path: Path) -> None:
+    fault = PackageMissing("none")
+    record = record_of(fault, name=os.fsdecode(b"caf\xe9"), candidate="b", reference="c")
+    Reports(summary=tmp_path / "summary.md").write([record])
+    assert "caf?" in (tmp_path / "summary.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

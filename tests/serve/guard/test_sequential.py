@@ -7,7 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from serve.guard.sequential import MINIMUM, _critical_rank, look_confidence, looks, planned_looks, signed_rank_ratio
+from serve.guard.sequential import (
+    EXACT,
+    MINIMUM,
+    _critical_rank,
+    _exact_rank,
+    look_confidence,
+    looks,
+    planned_looks,
+    signed_rank_ratio,
+)
 
 
 @pytest.mark.parametrize("count", [5, 9, 12])
@@ -18,6 +27,12 @@ def test_critical_rank_by_enumeration(count: int, tail: float) -> None:
     )
     expected = max((w for w in range(sums.max() + 1) if (sums <= w).mean() <= tail), default=-1)
     assert _critical_rank(count, tail) == expected
+
+
+@pytest.mark.parametrize("tail", [0.025, 0.003, 0.0005])
+def test_the_rank_of_many_values_is_never_above_the_exact_one(tail: float) -> None:
+    count = EXACT + 50
+    assert 0.997 * _exact_rank(count, tail) <= _critical_rank(count, tail) <= _exact_rank(count, tail)
 
 
 def test_looks_are_planned_and_the_last_may_come_early() -> None:

@@ -15,6 +15,7 @@ from serve.bench.benchmark import find_deployments
 from serve.bench.worker_process import WorkerProcess
 from serve.runtimes.runtime import RunOptions
 from serve.runtimes.visiting import missing_modules
+from serve.visitor.own_process import usable_cpus
 from shearling.errors import (
     ArtefactError,
     CheckpointUnsafe,
@@ -154,6 +155,25 @@ def test_both_sides_of_a_comparison_are_visited(export: Path, environment: Path)
     )
     assert (named.engine, bare.engine, other.engine) == ("genai", "genai", None)
     assert bare.environment is None
+
+
+@pytest.mark.skipif(len(usable_cpus()) < 2, reason="one CPU is all there is")
+@pytest.mark.parametrize("written", ["ours", "genai", "ir"])
+def test_a_process_of_one_thread_stays_on_the_cpu_that_it_was_pinned_to(
+    export: Path, environment: Path, other_exports: Path, written: str
+) -> None:
+    label = {
+        "ours": f"{export}@format=openvino",
+        "genai": f"{export}@format=openvino,environment={environment}",
+        "ir": f"{other_exports / 'stateless' / 'openvino_model.xml'}",
+    }
+    [deployment] = find_deployments([parse_target(label[written])], FP32)
+    with WorkerProcess(deployment, FP32) as process:
+        process.load()
+        process.generate(ROWS[:1], new_tokens=NEW)
+        process.settle()
+        process.generate(ROWS[:1], new_tokens=NEW)
+        assert process.report().cpus == usable_cpus()[-1:]
 
 
 def test_a_property_that_means_nothing_there_is_refused_for_both_sides(export: Path, environment: Path) -> None:

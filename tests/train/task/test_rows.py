@@ -87,17 +87,22 @@ def test_the_same_prompt_is_one_row_in_one_split(tmp_path):
 def test_rows_that_one_task_learns_and_another_asks_are_refused(tmp_path):
     file = write(tmp_path / "d.jsonl", records(300))
     shares = SplitShares(train=0.98, validation=0.01, test=0.01)
-    for name, changes in (("task", {}), ("alike", {"gold": "{{ 1 - label }}"}), ("other", {"split": shares})):
+    named = (("task", {}), ("alike", {"gold": "{{ 1 - label }}"}), ("other", {"split": shares}))
+    for name, changes in named:
         (tmp_path / name).mkdir()
         build_into(section(file, **changes), tmp_path / name)
-    check_apart(tmp_path / "task", tmp_path / "alike", where="data.alike")
+    check_apart({"task": tmp_path / "task", "data.alike": tmp_path / "alike"})
     learnt, asked = (
         {row.prompt for split in splits for row in read_rows(tmp_path / name, split)}
         for name, splits in (("other", ("train",)), ("task", ("validation", "test")))
     )
+    both = {"task": tmp_path / "task", "data.other": tmp_path / "other"}
     with pytest.raises(RecipeInvalid, match=f"^\\[data.other\\]: {len(learnt & asked)} of its train rows") as caught:
-        check_apart(tmp_path / "task", tmp_path / "other", where="data.other")
-    assert "same split" in caught.value.remedy
+        check_apart(both)
+    assert "same split as [task]" in caught.value.remedy
+    # What any of them learns, and any asks.
+    with pytest.raises(RecipeInvalid, match=r"^\[data.alike\]: .* of \[data.other\]"):
+        check_apart({"data.other": tmp_path / "other", "data.alike": tmp_path / "alike"})
 
 
 def test_rows_that_are_left_out_are_counted_and_the_first_are_named(tmp_path):
