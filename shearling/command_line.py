@@ -118,6 +118,7 @@ def run_command(app: typer.Typer, *, program: str, argv: Sequence[str] | None = 
     signal.signal(signal.SIGTERM, _terminate)
     try:
         refuse_shadowed_stages()
+        _refuse_other_bytes(arguments)
         command = typer.main.get_command(app)
         _refuse_no_numbers(command)
         result = command.main(args=arguments, prog_name=program, standalone_mode=False)
@@ -193,6 +194,18 @@ def print_piece(text: str) -> None:
             print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse_other_bytes(arguments: Sequence[str]) -> None:
+    """Every document is UTF-8 and tells paths: what none of them can hold is refused before the work.
+
+    Raises:
+        UsageError: names the argument.
+    """
+    for argument in arguments:
+        shown = argument.encode(errors="backslashreplace").decode()
+        if shown != argument:
+            raise UsageError(f"this argument is not UTF-8: {shown}", remedy="Rename the file, or convert the text")
 
 
 def _show_what_can_be_shown() -> None:
@@ -324,9 +337,14 @@ def explain_os_error(error: OSError) -> ShearlingError:
         return ResourceExhausted(
             f"cannot write: {error.strerror}", where=where, remedy="Free disk space and run the same command again"
         )
-    return ShearlingError(
-        f"{type(error).__name__}: {error.strerror or error}", where=where, remedy="Check the path and its permissions"
-    )
+    told = f"{type(error).__name__}: {error.strerror or error}"
+    if error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return ResourceExhausted(
+            told, where=where, remedy="Raise the limits of this process (ulimit -v, -u), or use a larger machine"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ResourceExhausted(told, where=where, remedy="Raise the limit of open files: ulimit -n 65536")
+    return ShearlingError(told, where=where, remedy=None if where is None else "Check the path and its permissions")
 
 
 def _report(error: ShearlingError, *, code: int, as_json: bool, debug: bool) -> int:

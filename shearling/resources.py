@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,13 @@ _CUDA_LIBRARIES_BYTES = 600 * 2**20
 _CPU_ALLOCATOR_REFUSES = "DefaultCPUAllocator: can't allocate memory"
 """What torch's allocator says, in a RuntimeError."""
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
-"""Limit, use and account of the memory of a container, in both versions of control groups."""
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_MEMORY_FILES = {
+    "": ("memory.max", "memory.current", "memory.stat"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
+}
+"""Limit, use and account of memory, by the hierarchy of control groups: of version 2, and of version 1."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def available_memory_bytes() -> int:
     import psutil
 
     own_bytes: int = psutil.Process().memory_info().rss
-    in_containers = [_left_in_container(*files) for files in _CGROUPS]
+    in_containers = [_left_in_group(directory, files) for directory, files in _memory_groups()]
     left_bytes = [psutil.virtual_memory().available, *(left for left in in_containers if left is not None)]
     return own_bytes + min(left_bytes)
 
@@ -156,11 +155,24 @@ def cuda_libraries_bytes() -> int:
     return _CUDA_LIBRARIES_BYTES if any((Path(place) / "lib" / "libtorch_cuda.so").exists() for place in places) else 0
 
 
-def _left_in_container(limit_file: str, used_file: str, account_file: str) -> int | None:
+def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The control groups that this process is in, and those above them up to the container's: jobs of SLURM and
+    services of systemd have their own.
+    """
+    lines = _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.is_file() else []
+    own = {controllers: place for _, controllers, place in (line.split(":", 2) for line in lines)}
+    for hierarchy, files in _MEMORY_FILES.items():
+        # In a container its own group is the root, whatever it is called outside.
+        place = Path(own.get(hierarchy, "/").lstrip("/"))
+        for directory in (place, *place.parents):
+            yield _CGROUPS / hierarchy / directory, files
+
+
+def _left_in_group(directory: Path, files: tuple[str, str, str]) -> int | None:
     """None where there is no such limit."""
     try:
-        limit, used = (Path(file).read_text().strip() for file in (limit_file, used_file))
-        account = dict(line.split() for line in Path(account_file).read_text().splitlines())
+        limit, used, stat = ((directory / name).read_text().strip() for name in files)
+        account = dict(line.split() for line in stat.splitlines())
     except OSError:
         return None
     if not limit.isdecimal():

@@ -171,7 +171,7 @@ def _require_in(environment: Path, package: str, installed_as: str) -> None:
     question = (
         f"import importlib.util, sys; print(*sys.version_info[:2], importlib.util.find_spec({package!r}) is not None)"
     )
-    answer = ask_python(environment, ["-c", question]).stdout.split()
+    answer = ask_python(environment, [isolation(environment), "-c", question]).stdout.split()
     own = [str(number) for number in sys.version_info[:2]]
     if answer[:2] != own:
         found = ".".join(answer[:2]) or "another version"

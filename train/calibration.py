@@ -55,16 +55,28 @@ def calibration_blocks(
 
 
 def check_text(
-    section: CalibrationSection, rows: Sequence[TaskRow], tokenizer: Any, *, classifies: bool, where: str
+    section: CalibrationSection,
+    rows: Sequence[TaskRow],
+    tokenizer: Any,
+    *,
+    classifies: bool,
+    readable: int,
+    where: str,
 ) -> None:
-    """See that the calibration text has a window, without tokenising more of it than that; see `calibration_blocks`.
+    """See that the calibration text has a window, without tokenising more of it than that where it cannot hold what
+    the model does not read; see `calibration_blocks`.
 
     Raises:
         ArtefactMissing: the file is not there.
         DocumentInvalid: it cannot be read.
-        RecipeInvalid: the text is shorter than one window.
+        RecipeInvalid: the text is shorter than one window, or holds a token that the model does not read.
     """
     for texts in _texts(section, rows, classifies=classifies):
+        if len(tokenizer) > readable:
+            beyond = token_stream(texts, tokenizer)
+            beyond = beyond[beyond >= readable]
+            if beyond.numel():
+                raise _unreadable(tokenizer.convert_ids_to_tokens(int(beyond[0])), readable, where=where)
         found = 0
         for text in texts:
             found += token_stream([text[:_SEEN_CHARACTERS]], tokenizer).numel()
@@ -84,6 +96,14 @@ def _texts(section: CalibrationSection, rows: Sequence[TaskRow], *, classifies: 
         return [own]
     given = read_texts(file, section.field, remedy="Check 'path' and 'asset' of the calibration text in the recipe")
     return [given, *([own] if section.task_rows else [])]
+
+
+def _unreadable(token: str, readable: int, *, where: str) -> RecipeInvalid:
+    return RecipeInvalid(
+        f"its text has the token {token!r}, and the model reads the first {readable} of its tokenizer's tokens",
+        where=where,
+        remedy="Leave such text out, or give the model that the tokenizer was made for",
+    )
 
 
 def _too_short(section: CalibrationSection, found: int, *, where: str) -> RecipeInvalid:

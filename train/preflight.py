@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from shearling.console import log
 from shearling.destination import require_directory
-from shearling.errors import ArtefactMissing, ModelUnsupported, RecipeInvalid
+from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported, RecipeInvalid
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, check_shards, refuse_links
-from shearling.model.configuration import complete, open_configuration
+from shearling.model.configuration import UNFIT, complete, open_configuration
 from shearling.model.export_support import check_exportable
 from shearling.model.figures import ModelFigures, read_figures
 from shearling.model.gguf_config import read_gguf_config
@@ -204,6 +204,7 @@ def check_prunable(
 
     Raises:
         ModelUnsupported: see `check_architecture`, `find_layers` and `check_patterns`.
+        ArtefactCorrupt: no model can be built from the configuration.
         RecipeInvalid: see `check_patterns`.
     """
     from transformers import AutoConfig
@@ -214,10 +215,15 @@ def check_prunable(
         check_architecture(stored, head=head, where=source.path / CONFIG)
         try:
             config = complete(AutoConfig.for_model(stored.pop("model_type"), **stored))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except UNFIT:
             # The import says what is wrong with it.
             return
-    transformer = find_layers(_without_weights(config, head))
+    try:
+        model = _without_weights(config, head)
+    except UNFIT as error:
+        where = source.path if source.config is not None else source.path / CONFIG
+        raise ArtefactCorrupt(f"it fits no model: {type(error).__name__}: {error}", where=where) from error
+    transformer = find_layers(model)
     if sparsity is not None and sparsity.allocation == "uniform":
         pattern = make_pattern(sparsity.pattern, ratio=sparsity.ratio)
         check_patterns(patterned(transformer, [pattern] * len(transformer.layers)))

@@ -247,7 +247,7 @@ def _check_texts(recipe: Recipe, made: Mapping[str, Artefact], *, readable: int)
     texts = calibration_sections(recipe)
     rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
     for where, text in texts.items():
-        check_text(text, rows, tokenizer, classifies=recipe.model.head == "classifier", where=where)
+        check_text(text, rows, tokenizer, classifies=recipe.model.head == "classifier", readable=readable, where=where)
 
 
 def _task_rooms(recipe: Recipe, run: Run) -> list[tuple[str, TaskSection, Path]]:

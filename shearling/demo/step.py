@@ -80,16 +80,30 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._root = path.parent.absolute()
         self.entries = dict(read_document(path, LedgerFile).entries) if path.is_file() else {}
 
     def record(self, step: Step, entry: StepRecord) -> None:
         """Replace the entry of a step, durably."""
-        self.entries[str(step.output)] = entry
+        self.entries[self.place(step.output)] = entry
         write_document(self._path, LedgerFile(entries=self.entries))
 
     def find(self, step: Step) -> StepRecord | None:
         """The entry of the step with this output."""
-        return self.entries.get(str(step.output))
+        return self.entries.get(self.place(step.output))
+
+    def place(self, path: Path) -> str:
+        """A path as it is remembered: whole, or within the directory of this file, wherever a command is given."""
+        whole = path.absolute()
+        return f"./{whole.relative_to(self._root)}" if whole.is_relative_to(self._root) else str(whole)
+
+    def command(self, step: Step) -> tuple[str, ...]:
+        """The arguments of a step, their paths as they are remembered."""
+        named = {str(path) for path in (step.output, *step.inputs)}
+        return tuple(
+            self.place(Path(argument)) if os.sep in argument or argument in named else argument
+            for argument in step.arguments
+        )
 
 
 def fingerprint(path: Path) -> str | None:
@@ -114,9 +128,9 @@ def carry_out(step: Step, ledger: Ledger, *, force: bool) -> float | None:
         ShearlingError: of the class that belongs to the command's exit code.
         KeyboardInterrupt, Terminated: the command was interrupted.
     """
-    inputs = {str(path): fingerprint(path) for path in step.inputs}
+    inputs, command = {ledger.place(path): fingerprint(path) for path in step.inputs}, ledger.command(step)
     present, entry = fingerprint(step.output), ledger.find(step)
-    same = entry is not None and entry.command == step.arguments and entry.inputs == inputs
+    same = entry is not None and entry.command == command and entry.inputs == inputs
     if (
         entry is not None
         and same
@@ -128,14 +142,16 @@ def carry_out(step: Step, ledger: Ledger, *, force: bool) -> float | None:
             ledger.record(step, entry.model_copy(update={"output": present}))
         log.print("done already", style="dim")
         return None
-    if present is not None and entry is None and not force:
+    # An interrupted step may have finished what it made, and not have said so.
+    known = entry is not None and (entry.output is None or present in (entry.output, entry.replaced))
+    if present is not None and not known and not force:
         raise OutputExists(
             "the demo did not make this",
             where=step.output,
             remedy="Choose another --output, or replace it with --force",
         )
     begun = StepRecord(
-        command=step.arguments,
+        command=command,
         inputs=inputs,
         replaced=present,
         output=None,

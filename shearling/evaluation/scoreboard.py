@@ -235,7 +235,7 @@ def _score_by_workers(
 
     with (
         closing(make_executor(workforce, work)) as executor,
-        progress(f"evaluating on {executor.workers} workers", total=len(wanted)) as advance,
+        progress(f"evaluating on {min(executor.workers, len(wanted))} workers", total=len(wanted)) as advance,
     ):
         for place, (evaluation, sparsity) in executor.run([Job(scoring, key=scoring.label) for scoring in wanted]):
             yield place, _told(wanted[place], evaluation, sparsity)

@@ -131,7 +131,7 @@ class CrewExecutor:
         queue, places, losses = JobQueue(jobs), dict[int, int](), Counter[int]()
         left = len(jobs)
         while left:
-            self._staff()
+            self._staff(left)
             self._hand_out(queue, jobs, places)
             finished: list[tuple[int, Any]] = []
             trouble: ShearlingError | None = None
@@ -160,8 +160,9 @@ class CrewExecutor:
         self._crew.dismiss()
         self._posts.clear()
 
-    def _staff(self) -> None:
-        while len(self._posts) < self.workers:
+    def _staff(self, jobs: int) -> None:
+        # Each opens the work: more than there are jobs for would do it for nothing.
+        while len(self._posts) < min(self.workers, jobs):
             self._posts[self._crew.hire()] = Post()
         if any(post.ready for post in self._posts.values()):
             self._manned_s = time.monotonic()

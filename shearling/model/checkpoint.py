@@ -12,7 +12,7 @@ from shearling.artefact import sha256_file
 from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported
 from shearling.model.checkpoint_safety import CONFIG, check_configuration, weight_files
-from shearling.model.configuration import open_configuration
+from shearling.model.configuration import UNFIT, open_configuration
 from shearling.model.end_tokens import end_token_ids
 from shearling.model.head import auto_class
 from shearling.model.skeleton import check_finite_tensor, open_skeleton
@@ -66,7 +66,7 @@ def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTraine
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (SafetensorError, *UNFIT) as error:
         raise ArtefactCorrupt(
             f"the checkpoint does not load: {type(error).__name__}: {error}", where=directory
         ) from error

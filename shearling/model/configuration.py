@@ -9,6 +9,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+UNFIT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    ArithmeticError,
+)
+"""What transformers and torch raise while they build a model from a configuration that fits none."""
+
+
 def open_configuration(directory: Path, **changes: Any) -> PreTrainedConfig:
     """Read `config.json` of a local directory; code that it names is not run.
 
@@ -17,7 +29,7 @@ def open_configuration(directory: Path, **changes: Any) -> PreTrainedConfig:
         changes: keys, instead of those of the file.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, OSError: it is none that transformers knows.
+        OSError, or one of `UNFIT`: it is none that transformers knows.
     """
     from transformers import AutoConfig
 

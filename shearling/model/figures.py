@@ -82,7 +82,8 @@ def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
         (outside if found is None else layers[found.group(1)]).append(tensor)
     matrices = [[matrix for tensor in layer for matrix in _matrices(tensor)] for layer in layers.values()] or [[]]
     largest = max(matrices, key=_entries)
-    table = max(outside, key=lambda tensor: tensor.count, default=StoredTensor("float32", (0, 0)))
+    tables = [tensor for tensor in outside if len(tensor.shape) == 2]
+    table = max(tables, key=lambda tensor: tensor.count, default=StoredTensor("float32", (0, 0)))
     return ModelFigures(
         parameters=_entries(tensors.values()),
         stored_bytes=sum(tensor.size_bytes for tensor in tensors.values()),
@@ -94,8 +95,8 @@ def figures_of(tensors: Mapping[str, StoredTensor]) -> ModelFigures:
         outside_parameters=_entries(outside),
         table=table.count,
         table_bytes=table.size_bytes,
-        hidden=min(table.shape),
-        vocabulary=max(table.shape),
+        hidden=table.shape[-1],
+        vocabulary=table.shape[0],
         widest=max((max(tensor.shape) for tensor in largest), default=0),
         gram=sum(tensor.shape[1] ** 2 for tensor in largest),
         largest_gram=max((tensor.shape[1] ** 2 for tensor in largest), default=0),

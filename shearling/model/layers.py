@@ -87,9 +87,9 @@ def find_layers(model: nn.Module) -> TransformerLayers:
     ]
     if not candidates:
         raise ModelUnsupported(
-            "no list of transformer layers with torch.nn.Linear modules",
+            f"no list of transformer layers with torch.nn.Linear modules{_other_linears(model)}",
             where=type(model).__name__,
-            remedy="Give a decoder, or an encoder to classify with",
+            remedy="Give a decoder, or an encoder to classify with, of an architecture in docs/models.md",
         )
     # The outermost list wins over lists nested in it (experts), since it holds at least as many parameters and comes
     # first.
@@ -109,6 +109,19 @@ def find_layers(model: nn.Module) -> TransformerLayers:
         routed_names=frozenset(routed_shares(layers[0])),
         left_names=left[0],
     )
+
+
+def _other_linears(model: nn.Module) -> str:
+    """What holds the matrices of a model without linears, such as GPT-2's `Conv1D`."""
+    from torch import nn
+
+    found = {
+        type(module).__name__
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding | nn.Linear)
+        and any(parameter.ndim == 2 for parameter in module.parameters(recurse=False))
+    }
+    return f": its matrices are in {', '.join(sorted(found))}" if found else ""
 
 
 def _left_names(layer: nn.Module, linear_names: tuple[str, ...], *, where: str) -> tuple[str, ...]:
@@ -144,8 +157,9 @@ def _linear_names(layer: nn.Module) -> tuple[str, ...]:
     ]
     if subclasses:
         raise ModelUnsupported(
-            "the layer is quantized or wrapped already",
+            f"{type(layer.get_submodule(subclasses[0])).__name__} is no plain torch.nn.Linear: the layer is quantized "
+            "or wrapped already, or routes tokens in a way of its own",
             where=subclasses[0],
-            remedy="Give the plain model in float32, bfloat16 or float16",
+            remedy="Give the plain model in float32, bfloat16 or float16, of an architecture in docs/models.md",
         )
     return tuple(name for name, module in layer.named_modules() if type(module) is nn.Linear)

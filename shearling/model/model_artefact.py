@@ -16,12 +16,19 @@ def has_manifest(directory: Path) -> bool:
     path = directory / MANIFEST
     if not path.is_file():
         return False
+    ours = MANIFEST_SCHEMA.partition("/")[0]
     try:
         schema = read_json(path).get("schema")
     except (ArtefactError, AttributeError):
         # Ours, perhaps, and damaged: whoever opens it says how.
         return True
-    return isinstance(schema, str) and schema.startswith(MANIFEST_SCHEMA.partition("/")[0])
+    return isinstance(schema, str) and schema.startswith(ours)
+
+
+def _is_above_its_files(directory: Path) -> bool:
+    """Whether the manifest of a directory is of this project, by what is left of it."""
+    ours = MANIFEST_SCHEMA.partition("/")[0].encode()
+    return ours in (directory / MANIFEST).read_bytes()
 
 
 def open_model_artefact(path: Path) -> Artefact | None:
@@ -33,7 +40,7 @@ def open_model_artefact(path: Path) -> Artefact | None:
         ArtefactMismatch: it is of a kind that does not run.
     """
     for root in (path, path.resolve().parent):
-        if not has_manifest(root):
+        if not has_manifest(root) or (root != path and not _is_above_its_files(root)):
             continue
         manifest = read_document(root / MANIFEST, Manifest)
         if root != path and not any(name.startswith(f"{path.resolve().name}/") for name in manifest.files):

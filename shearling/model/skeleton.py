@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shearling.errors import NonFiniteWeights
 from shearling.model.checkpoint_safety import CONFIG, check_checkpoint
-from shearling.model.configuration import open_configuration
+from shearling.model.configuration import UNFIT, open_configuration
 from shearling.model.head import auto_class
 from shearling.model.layers import TransformerLayers, find_layers
 from shearling.model.mapped_pages import give_back_pages_of
@@ -180,7 +180,10 @@ def open_skeleton(directory: Path) -> Skeleton | None:
     from shearling.model.experts import separate_experts
 
     check_checkpoint(directory)
-    config = open_configuration(directory)
+    try:
+        config = open_configuration(directory)
+    except UNFIT:
+        return None
     if read_layer_widths(config, where=directory / CONFIG) is not None:
         return None
     import torch
@@ -191,7 +194,7 @@ def open_skeleton(directory: Path) -> Skeleton | None:
             model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
         if model.can_generate() and (directory / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(directory))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+    except UNFIT:
         # A configuration that fits no model; who loads it says what is wrong.
         return None
     separate_experts(model)

@@ -16,7 +16,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         end = tokenizer.eos_token_id
-        self._appends_end = end is not None and tokenizer("a")["input_ids"][-1] == end
+        self._appends_end = end is not None and tokenizer("a")["input_ids"][-1:] == [end]
 
     def __call__(self, text: str, add_special_tokens: bool | None = None) -> tuple[int, ...]:
         """Token ids.

@@ -25,19 +25,17 @@ class Section(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
-    @pydantic.model_validator(mode="before")
+    @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _as_it_is_written(cls, data: Any) -> Any:
+    def _as_it_is_written(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         """Refuse what pydantic would convert: text and truth values for numbers, and either of them for a truth value.
 
         Its own strict mode also refuses the lists that TOML has for tuples.
         """
-        for name, field in cls.model_fields.items() if isinstance(data, Mapping) else ():
-            kinds, value = set(_kinds(field.annotation)), data.get(name)
-            if kinds <= {bool, int, float, type(None)} and _is_converted(value, kinds):
-                wanted = "true or false" if bool in kinds else "a number"
-                raise ValueError(f"{name} is {json.dumps(value)}: write {wanted}")
-        return data
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        if kinds <= {bool, int, float, type(None)} and _is_converted(value, kinds):
+            raise ValueError(f"{json.dumps(value)} is {'neither true nor false' if bool in kinds else 'no number'}")
+        return value
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

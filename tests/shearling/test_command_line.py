@@ -39,6 +39,8 @@ def work(
             print("cleaned", flush=True)
     if how == "full":
         raise OSError(28, "No space left on device", "/a/file")
+    if how == "files":
+        raise OSError(24, "Too many open files")
     if how == "unreadable":
         raise PermissionError(13, "Permission denied", "/a/file")
     if how == "device":
@@ -132,6 +134,7 @@ app = """
         ("ShearlingError", 5),
         ("full", 4),
         ("unreadable", 4),
+        ("files", 4),
     ],
 )
 def test_errors_are_one_line_with_the_code_of_their_cause(how, code, program):
@@ -139,10 +142,18 @@ def test_errors_are_one_line_with_the_code_of_their_cause(how, code, program):
     assert done.returncode == code
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    if how not in ("full", "unreadable"):
+    if how == "files":
+        assert done.stderr == "error: OSError: Too many open files. Raise the limit of open files: ulimit -n 65536\n"
+    elif how not in ("full", "unreadable"):
         assert done.stderr == "error: a/b.json: it went [red]wrong[/red] with 3.5. Do better\n"
     else:
         assert "/a/file" in done.stderr
+
+
+def test_an_argument_that_no_document_can_hold_is_refused(program):
+    done = run(program, "work", "caf\udce9")
+    assert done.returncode == 2
+    assert r"not UTF-8: caf\udce9" in done.stderr
 
 
 def test_json_error_object(program):

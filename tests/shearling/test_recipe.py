@@ -116,7 +116,7 @@ ASSET = 'asset = {wheel = "w", version = "1", sha256 = "' + "0" * 64 + '", membe
         ("[model]", "seed = -1\n[model]", ["seed", "greater than or equal to 0"]),
         ("[model]", f"seed = {2**32}\n[model]", ["seed", "less than 4294967296"]),
         ("[train]", "[search]\nseed = -1\n[train]", ["search.seed", "greater than or equal to 0"]),
-        ("steps = 2", 'steps = "two"', ["train.steps", "valid integer"]),
+        ("steps = 2", 'steps = "two"', ["train.steps", "no number"]),
         ("ratio = 0.5", "ratio = 1.5", ["sparsity.ratio", "less than 1"]),
         ("ratio = 0.5", "ratio = nan", ["sparsity.ratio", "finite"]),
         ("ratio = 0.5", 'ratio = 0.6\npattern = "2:4"', ["sparsity: pattern 2:4 prunes exactly 0.5"]),

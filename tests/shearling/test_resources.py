@@ -67,14 +67,20 @@ def test_a_dry_run_shows_the_device_where_a_part_computes_on_one(tmp_path, monke
         assert shown.data["available"]["device_bytes"] == (9 if device_bytes else 0)
 
 
-def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
-    files = {"max": "1000000\n", "current": "900000\n", "stat": "anon 5\ninactive_file 200000\nactive_file 100000\n"}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(resources, "_CGROUPS", (tuple(str(tmp_path / name) for name in files),))
+@pytest.mark.parametrize("version", [(), ("memory",)])
+def test_the_limit_of_a_container_or_of_a_job_counts(tmp_path, monkeypatch, version):
+    group = tmp_path.joinpath(*version, "user", "job")
+    group.mkdir(parents=True)
+    texts = ("1000000\n", "900000\n", "anon 5\ninactive_file 200000\nactive_file 100000\n")
+    limit, current, stat = (group / name for name in resources._MEMORY_FILES["".join(version)])
+    for file, text in zip((limit, current, stat), texts, strict=True):
+        file.write_text(text)
+    (tmp_path / "own").write_text(f"3:cpu,cpuacct:/a:b\n1:{''.join(version)}:/user/job/step\n")
+    monkeypatch.setattr(resources, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(resources, "_OWN_CGROUPS", tmp_path / "own")
     own = psutil.Process().memory_info().rss
     assert available_memory_bytes() - own == pytest.approx(400_000, abs=2**20)
-    (tmp_path / "current").write_text("1300000\n")
+    current.write_text("1300000\n")
     assert available_memory_bytes() - own == pytest.approx(0, abs=2**20)
-    (tmp_path / "max").write_text("max\n")
+    limit.write_text("max\n")
     assert available_memory_bytes() > own + 2**24

@@ -47,7 +47,14 @@ def test_a_classifier_is_shown_the_prompts_alone():
     assert found[0].tolist() == whole
     section = CalibrationSection(seq_len=len(whole) + 1)
     with pytest.raises(RecipeInvalid, match=f"{len(whole)} tokens of text"):
-        check_text(section, ROWS, tiny_tokenizer(), classifies=True, where="sparsity.calibration")
+        check_text(
+            section,
+            ROWS,
+            tiny_tokenizer(),
+            classifies=True,
+            readable=len(tiny_tokenizer()),
+            where="sparsity.calibration",
+        )
 
 
 def test_the_seed_places_them():
@@ -80,20 +87,37 @@ def test_whether_a_text_has_a_window_is_known_without_tokenising_all_of_it(tmp_p
         calibration, "token_stream", lambda texts, tokenizer: seen.append(texts) or encode(texts, tokenizer)
     )
     section = CalibrationSection(path=text, seq_len=64)
-    check_text(section, [], tokenizer, classifies=False, where="width.calibration")
+    check_text(section, [], tokenizer, classifies=False, readable=len(tiny_tokenizer()), where="width.calibration")
     assert sum(len(part) for texts in seen for part in texts) < 70000
     # The rows take turns with it, and have none.
     rows = [TaskRow(id="0", prompt="fox", choices=None, gold=None, completion="", text="fox")] * 3
     count = encode(["fox"] * 3, tokenizer).numel()
     with pytest.raises(RecipeInvalid, match=f"{count} tokens of text, a window needs 64") as caught:
         check_text(
-            section.model_copy(update={"task_rows": True}), rows, tokenizer, classifies=False, where="width.calibration"
+            section.model_copy(update={"task_rows": True}),
+            rows,
+            tokenizer,
+            classifies=False,
+            readable=len(tiny_tokenizer()),
+            where="width.calibration",
         )
     assert caught.value.where == "width.calibration.seq_len"
-    check_text(CalibrationSection(seq_len=count), rows, tokenizer, classifies=False, where="width.calibration")
+    check_text(
+        CalibrationSection(seq_len=count),
+        rows,
+        tokenizer,
+        classifies=False,
+        readable=len(tiny_tokenizer()),
+        where="width.calibration",
+    )
     with pytest.raises(ArtefactMissing):
         check_text(
-            CalibrationSection(path=tmp_path / "none.txt"), rows, tokenizer, classifies=False, where="width.calibration"
+            CalibrationSection(path=tmp_path / "none.txt"),
+            rows,
+            tokenizer,
+            classifies=False,
+            readable=len(tiny_tokenizer()),
+            where="width.calibration",
         )
 
 
@@ -121,6 +145,16 @@ def test_what_is_no_calibration_text_is_named(tmp_path, content, field, message,
     with pytest.raises(DocumentInvalid, match=message) as caught:
         read_texts(path, field, remedy="Write it again")
     assert caught.value.where == f"{path}{line}"
+
+
+def test_a_token_that_the_model_does_not_read_is_named(tmp_path):
+    path, tokenizer = tmp_path / "text.txt", tiny_tokenizer()
+    path.write_text("a fox " * 200)
+    section = CalibrationSection(samples=1, seq_len=8, path=path)
+    readable = 1 + max(tokenizer(path.read_text())["input_ids"])
+    check_text(section, [], tokenizer, classifies=False, readable=len(tokenizer), where="sparsity")
+    with pytest.raises(RecipeInvalid, match=r"^sparsity: its text has the token .* reads the first"):
+        check_text(section, [], tokenizer, classifies=False, readable=readable - 1, where="sparsity")
 
 
 def test_a_mark_of_the_order_of_bytes_is_no_text(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+import train.preflight
 from benchmarks.gguf_writer import write_gguf
 from benchmarks.scale import SHAPES, stored_tensors
 from shearling.errors import (
@@ -182,6 +183,43 @@ def test_figures_are_those_of_the_model(tmp_path):
     assert (found.hidden, found.widest) == (48, 88)
     gguf = write_gguf(tmp_path / "tiny.gguf", model, tiny_tokenizer())
     assert read_figures(gguf) == found
+
+
+def test_a_small_vocabulary_is_not_taken_for_the_width():
+    narrow = {"model.embed_tokens.weight": StoredTensor("float32", (64, 2048))}
+    assert (figures_of(narrow).hidden, figures_of(narrow).vocabulary) == (2048, 64)
+
+
+def test_a_teacher_counts_by_its_own_size(tmp_path):
+    save_tiny("llama", tmp_path / "teacher")
+    train = {"steps": 2, "memory": "fast", "teacher": {"prompt": 1.0}}
+    own = estimates(tmp_path, task={"train_on_prompt": False}, train=train)["super_adapter"]
+    train["teacher"] = {"prompt": 1.0, "path": str(tmp_path / "teacher")}
+    tiny = estimates(tmp_path, task={"train_on_prompt": False}, train=train)["super_adapter"]
+    assert own.memory_bytes - tiny.memory_bytes > llama_1b().parameters
+
+
+def test_merged_weights_of_validation_and_a_long_row_in_a_short_pack_are_counted(tmp_path):
+    train = {"steps": 2, "memory": "fast", "gradient_checkpointing": True}
+    plain, validated = (
+        estimates(tmp_path, train=train | more)["super_adapter"].memory_bytes for more in ({}, {"eval_steps": 1})
+    )
+    assert validated >= plain + llama_1b().linear_parameters
+    short, unpacked = (
+        estimates(tmp_path, task={"max_length": 256}, train=train | more)["super_adapter"].memory_bytes
+        for more in ({"pack_tokens": 16, "batch_size": 1}, {"batch_size": 1})
+    )
+    assert short == unpacked
+
+
+def test_a_checkpoint_under_other_names_is_loaded_as_a_whole(tmp_path):
+    recipe, found = tiny_recipe(tmp_path), []
+    for place in ("plain", "inner"):
+        model = FAMILIES["llama"]()
+        (model if place == "plain" else model.model).save_pretrained(tmp_path / place)
+        section = recipe.model.model_copy(update={"path": tmp_path / place})
+        found.append(train.preflight.expected(recipe, find_model(section))["base"].memory_bytes)
+    assert found[1] > found[0]
 
 
 ONE_MATRIX = """

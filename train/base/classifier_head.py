@@ -10,7 +10,7 @@ from shearling.console import log
 from shearling.errors import ArtefactCorrupt, ModelUnsupported
 from shearling.model.checkpoint import check_finite
 from shearling.model.checkpoint_safety import check_checkpoint
-from shearling.model.configuration import open_configuration
+from shearling.model.configuration import UNFIT, open_configuration
 from shearling.model.head import NEW_WEIGHTS, head_parameters
 from shearling.model.token_ids import is_readable, readable_ids
 
@@ -61,6 +61,10 @@ def load_with_new_head(directory: Path, *, classes: Sequence[str], seed: int) ->
     except ValueError as error:
         raise ModelUnsupported(
             f"no classifier of this architecture: {str(error).splitlines()[0]}", where=directory
+        ) from error
+    except UNFIT as error:
+        raise ArtefactCorrupt(
+            f"the checkpoint does not load: {type(error).__name__}: {error}", where=directory
         ) from error
     model.config.architectures = [type(model).__name__]
     # Of a head that is replaced: what it says of outputs, such as those of a regression, is not true of this one.

@@ -98,6 +98,32 @@ def test_what_the_demo_did_not_make_is_left_alone(step, ledger_file):
     assert not (step.output / "precious").exists()
 
 
+def test_what_took_the_place_of_what_the_demo_made_is_left_alone(step, ledger_file):
+    carry_out(step, Ledger(ledger_file), force=False)
+    with write_artefact(step.output, kind="base", force=True) as draft:
+        (draft.directory / "precious").write_text("mine")
+    with pytest.raises(OutputExists, match="the demo did not make this"):
+        carry_out(step, Ledger(ledger_file), force=False)
+    assert (step.output / "precious").read_text() == "mine"
+
+
+def test_a_step_is_done_wherever_the_command_is_given(tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "input.toml").write_text("one")
+
+    def seen_from(working, demo):
+        monkeypatch.chdir(working)
+        output = Path(demo, "out")
+        command = ("-c", COUNT, str(output), str(Path(demo, "input.toml")))
+        step = Step("make it", command, output, (Path(demo, "input.toml"),), 1.0)
+        return carry_out(step, Ledger(Path(demo, "demo.json")), force=False)
+
+    assert seen_from(tmp_path, "demo") is not None
+    assert seen_from(tmp_path, tmp_path / "demo") is None
+    assert seen_from(tmp_path / "demo", ".") is None
+    assert seen_from("/", tmp_path / "demo") is None
+
+
 def test_a_step_that_ended_unrecorded_is_adopted(step, ledger_file):
     ledger = Ledger(ledger_file)
     carry_out(step, ledger, force=False)

@@ -32,6 +32,20 @@ def test_every_job_is_done_once(workforce: Workforce) -> None:
     assert squares(workforce, []) == []
 
 
+def test_no_more_workers_start_than_there_are_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make_executor(processes(3), Squares())
+    hired = []
+    hire = executor._crew.hire
+    monkeypatch.setattr(executor._crew, "hire", lambda: hired.append(hire()) or hired[-1])
+    try:
+        assert [place for place, _ in executor.run([Job(Request(3, 0.0), key=0)])] == [0]
+        assert len(hired) == 1
+        assert len(list(executor.run([Job(Request(number, 0.1), key=number) for number in range(4)]))) == 4
+        assert len(hired) == 3
+    finally:
+        executor.close()
+
+
 def test_workers_stay_between_two_runs() -> None:
     executor = make_executor(processes(2), Squares())
     try:

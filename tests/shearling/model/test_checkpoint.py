@@ -22,7 +22,7 @@ from shearling.model.checkpoint import hash_config, hash_weights, load_model, lo
 from shearling.model.checkpoint_safety import CODE_KEYS, check_checkpoint
 from tests.support.json_files import edit_json
 from tests.support.own_memory import in_own_memory
-from tests.support.tiny_models import FAMILIES, save_tiny, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, VOCABULARY, save_tiny, tiny_tokenizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -187,6 +187,24 @@ def test_weights_that_do_not_fit_the_configuration(change, checkpoint):
         state[name] = state[name][:-1].contiguous()
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(ArtefactCorrupt):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pad_token_id": VOCABULARY},
+        {"num_attention_heads": 0},
+        {"vocab_size": 0},
+        {"dtype": "x"},
+        {"rope_parameters": 3},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_configuration_that_fits_no_model_is_corrupt(change, checkpoint):
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ArtefactCorrupt, match="does not load"):
         load_model(checkpoint)
 
 

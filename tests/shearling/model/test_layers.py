@@ -41,6 +41,14 @@ def test_no_decoder():
         find_layers(nn.Sequential(nn.Linear(3, 3)))
 
 
+def test_what_holds_the_matrices_of_another_architecture_is_named():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(ModelUnsupported, match=r"its matrices are in Conv1D\..* docs/models\.md"):
+        find_layers(model)
+
+
 def test_unlike_layers_are_named():
     model = FAMILIES["llama"]()
     model.model.layers[2].mlp.extra = nn.Linear(2, 2)

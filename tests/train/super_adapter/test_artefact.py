@@ -294,7 +294,16 @@ def test_what_decides_no_number_continues_a_training(tmp_path, monkeypatch, caps
     run_recipe(recipe, tmp_path / "straight")
     run_until_the_last_step(recipe, tmp_path / "run", monkeypatch)
     shutil.rmtree(newest_checkpoint(unfinished(tmp_path / "run")))
-    other = tiny_recipe(tmp_path, train={**train, "save_steps": 3, "memory": "lean", "report_to": ["tensorboard"]})
+    other = tiny_recipe(
+        tmp_path,
+        train={
+            **train,
+            "save_steps": 3,
+            "memory": "lean",
+            "report_to": ["tensorboard"],
+            "gradient_checkpointing": True,
+        },
+    )
     capsys.readouterr()
     run_recipe(other.model_copy(update={"name": "renamed"}), tmp_path / "run")
     said = capsys.readouterr().err

@@ -87,6 +87,17 @@ def test_the_loss_and_its_gradient_are_those_of_the_definition(family: str, dtyp
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_a_teacher_may_have_more_logits_for_the_same_tokens() -> None:
+    """Sizes of one family fill their embeddings up to different numbers."""
+    student, teacher, wider = (FAMILIES["llama"]() for _ in range(3))
+    wider.resize_token_embeddings(VOCABULARY + 8)
+    section, rows = TeacherSection(prompt=0.7, answer=0.3), batch()
+    losses = [taught_loss(student, rows, Teacher(model, section)) for model in (teacher, wider)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    losses[1].backward()
+    assert student.get_output_embeddings().weight.grad.isfinite().all()
+
+
 def test_a_long_text_is_compared_at_even_distances() -> None:
     positions = torch.ones(8, 1000, dtype=torch.bool)
     positions[2] = False

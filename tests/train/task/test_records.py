@@ -106,6 +106,28 @@ def test_the_digest_of_a_directory_is_that_of_all_it_holds(tmp_path):
     assert digest_data(tmp_path / "none") is None
 
 
+def test_what_a_run_leaves_beside_its_artefacts_is_no_data(tmp_path):
+    folder = write_directory(tmp_path / "folder")
+    digest = digest_data(folder)
+    with write_artefact(folder / "run" / "base", kind="base") as draft:
+        (draft.directory / "a.json").write_text("{}")
+    unfinished = folder / "run" / "super_adapter-unfinished-1"
+    unfinished.mkdir()
+    (unfinished / "trainer_state.json").write_text("{}")
+    assert digest_data(folder) == digest
+
+
+def test_all_files_count_where_another_library_reads_them(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    found = []
+    for text in ("a", "b"):
+        (folder / "rows.txt").write_text(text)
+        found.append((digest_data(folder), digest_data(folder, whole=True)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
 def test_what_editors_and_archives_hide_is_no_data(tmp_path):
     folder = write_directory(tmp_path / "folder")
     rows, digest = rendered(folder), digest_data(folder)

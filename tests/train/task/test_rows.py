@@ -101,7 +101,7 @@ def test_rows_that_one_task_learns_and_another_asks_are_refused(tmp_path):
         check_apart(both)
     assert "same split as [task]" in caught.value.remedy
     # What any of them learns, and any asks.
-    with pytest.raises(RecipeInvalid, match=r"^\[data.alike\]: .* of \[data.other\]"):
+    with pytest.raises(RecipeInvalid, match=r"^\[data.other\]: .* of \[data.alike\]"):
         check_apart({"data.other": tmp_path / "other", "data.alike": tmp_path / "alike"})
 
 
