@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.formats.export_format import PlannedFormat
-from export.quantization.settings import PlannedQuantization, needs_copy
+from export.quantization.settings import TUNING_BATCH, PlannedQuantization, needs_copy
 from export.quantization.text import WINDOW_TOKENS as CALIBRATION_TOKENS
 from export.verification.parity import BATCH_ROWS, BATCH_TOKENS, BLOCK_TOKENS
 from export.verification.reading import WINDOW_TOKENS
@@ -120,7 +120,9 @@ def estimate_export(
     rounded = _rounded_bytes(sizes) if rounds else 0
     if rounds:
         sizes = replace(sizes, stored_bytes=FLOAT32_BYTES * sizes.parameters)
-    held = [_quantization_bytes(sizes, quantization), *(_writing_bytes(sizes, item) for item in formats)]
+    # Torch's, of all that is compared later, while int4 is made on text.
+    compared = FLOAT32_BYTES * sizes.rows * positions if quantization is not None else 0
+    held = [_quantization_bytes(sizes, quantization) + compared, *(_writing_bytes(sizes, item) for item in formats)]
     if positions:
         held += [_running_bytes(sizes, item) + _logits_bytes(sizes, positions) for item in formats]
     disk = sum(file_bytes(sizes, item) for item in formats) + (sizes.stored_bytes if merges else 0)
@@ -263,7 +265,9 @@ def _quantization_bytes(sizes: WeightSizes, planned: PlannedQuantization | None)
         models = ((2 if _is_halved(sizes) else 1) * FLOAT32_BYTES + 1) * sizes.parameters
         # While scales are tuned, the weights that they make wait for the backward.
         tuned = sizes.parameters if planned.all_layers else sizes.parameters - sizes.vocabulary
-        return models + (FLOAT32_BYTES * tuned if planned.tuning_steps else 0)
+        # Logits of student and teacher, and what they differ by.
+        logits = 3 * TUNING_BATCH * CALIBRATION_TOKENS * sizes.rows
+        return models + (FLOAT32_BYTES * (tuned + logits) if planned.tuning_steps else 0)
     return sizes.parameters + FLOAT32_BYTES * (LAYER_MATRICES * sizes.inner + GRAMS * sizes.widest**2)
 
 

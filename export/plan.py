@@ -194,6 +194,8 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     """
     if request.merge is not None:
         raise UsageError("there is no adapter to merge", where="--merge", remedy="Leave the option out")
+    if request.allow_approximate:
+        raise UsageError("no merge is approximate here", where="--allow-approximate", remedy="Leave the option out")
     if request.weight_format == OWN_FORMAT:
         request = replace(request, weight_format=FLOAT32.weight_format.name)
     _check_request(request)

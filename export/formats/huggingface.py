@@ -52,6 +52,10 @@ def take_weights(source: Path, directory: Path, *, link: bool) -> None:
             (link_or_copy if link else shutil.copyfile)(file, directory / file.name)
 
 
+def _dtype_of(model: Any) -> Any:
+    return str(model.dtype).removeprefix("torch.")
+
+
 class HuggingFaceDecoder(FormatWriter):
     """The merged model; where ranks stay apart, which it has no place for, the frozen model that they belong to."""
 
@@ -60,13 +64,13 @@ class HuggingFaceDecoder(FormatWriter):
         if subject.separate:
             model = load_model(subject.frozen, dtype=None)
             model.config.use_cache = True
-            save_model(model, subject.tokenizer, directory)
+            take_weights(subject.frozen, directory, link=False)
+            save_description(model, subject.tokenizer, directory, _dtype_of(model))
         elif subject.weights is None:
             save_model(subject.model, subject.tokenizer, directory)
         else:
             take_weights(subject.weights, directory, link=subject.weights != subject.frozen)
-            dtype: Any = str(subject.model.dtype).removeprefix("torch.")
-            save_description(subject.model, subject.tokenizer, directory, dtype)
+            save_description(subject.model, subject.tokenizer, directory, _dtype_of(subject.model))
         return None
 
     def read_zeros(self, directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> Zeros | None:

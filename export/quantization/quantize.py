@@ -16,9 +16,9 @@ import torch
 
 from export.number_formats.number_format import LOW_RANK
 from export.packing.linear_graph import module_path
-from export.quantization.scale_tuning import TUNING_BATCH, tune_scales
+from export.quantization.scale_tuning import tune_scales
 from export.quantization.sensitivity import harms, most_harmed
-from export.quantization.settings import GROUP_SIZES, PlannedQuantization, needs_copy
+from export.quantization.settings import GROUP_SIZES, TUNING_BATCH, PlannedQuantization, needs_copy
 from export.quantization.text import windows_of
 from export.quantization.vocabulary import Vocabulary, find_vocabulary, round_vocabulary
 from shearling.console import log

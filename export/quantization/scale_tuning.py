@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from export.quantization.settings import TUNING_BATCH
 from shearling.calibration.distillation import TunedParameter, distil
 from shearling.quantization.rounding import Rounded, in_bytes, storable
 
 LEARNING_RATE = 2e-3
 """Of a factor on each scale, which starts at one."""
-TUNING_BATCH = 8
 
 
 class _Scaled(torch.autograd.Function):

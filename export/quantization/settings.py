@@ -27,6 +27,8 @@ SAMPLES = 64
 """Windows that matrices are rounded on."""
 TUNING_STEPS = 80
 """Of `best`."""
+TUNING_BATCH = 8
+"""Windows of a step."""
 
 
 @dataclass(frozen=True)

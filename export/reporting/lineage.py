@@ -130,7 +130,7 @@ def _recipe(
     for section in (whole["task"], *whole["data"]):
         data = section.get("dataset")
         if data is not None:
-            data["name"] = _without_directory(data["name"])
+            data["name"] = without_directory(data["name"])
     return whole if whole["data"] else {name: value for name, value in whole.items() if name != "data"}
 
 
@@ -147,14 +147,14 @@ def _task(section: Mapping[str, Any]) -> TaskSource:
     if asset is not None:
         source = f"{asset['member']} of the wheel {asset['wheel']} {asset['version']}"
     elif data is not None:
-        source = _without_directory(data["name"])
+        source = without_directory(data["name"])
         hub_id = source if source == data["name"] and not Path(source).exists() and is_hub_id(source) else None
     else:
         source = str(section.get("path"))
     return TaskSource(name=str(section["name"]), source=source, hub_id=hub_id)
 
 
-def _without_directory(name: str) -> str:
+def without_directory(name: str) -> str:
     """Of a path the last part: where it lay on one machine helps nobody."""
     return Path(name).name if Path(name).is_absolute() else name
 
@@ -197,7 +197,7 @@ def _search_command(search: Artefact) -> str:
     """With what no recipe says; the rest stands in its [search]."""
     told = _told(search)
     names = [name for name in ("task", "split", "min_accuracy", "max_params") if told.get(name) is not None]
-    options = {name: _without_directory(str(told[name])) for name in names if told[name] != "validation"}
+    options = {name: without_directory(str(told[name])) for name in names if told[name] != "validation"}
     spelled = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     return shlex.join(["python", "-m", "search", "--run", "RUN", *spelled])
 
@@ -233,7 +233,7 @@ def _arguments(request: ExportRequest) -> list[str]:
             case True:
                 arguments.append(option)
             case tuple():
-                arguments += [option, ",".join(map(_without_directory, value))]
+                arguments += [option, ",".join(map(without_directory, value))]
             case _:
                 arguments += [option, str(value)]
     if request.merge is not None:

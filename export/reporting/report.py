@@ -13,7 +13,7 @@ from export.packing.packing_report import PackingReport
 from export.plan import ExportPlan
 from export.quantization.quantize import Quantized
 from export.quantization.settings import Algorithm, Preset, method_of
-from export.reporting.lineage import Lineage, find_lineage
+from export.reporting.lineage import Lineage, find_lineage, without_directory
 from export.request import Kernel
 from export.verification.nncf_certificate import SparsityCertificate
 from export.verification.parity_check import ParityCheck, weights_precision
@@ -260,7 +260,7 @@ def _describe_quantization(plan: ExportPlan, quantized: Quantized | None) -> Qua
         preset=planned.preset,
         algorithms=planned.algorithms,
         group_size=planned.group_size,
-        dataset=planned.text.names,
+        dataset=tuple(map(without_directory, planned.text.names)),
         samples=planned.samples,
         all_layers=planned.all_layers,
         ratio=planned.ratio,

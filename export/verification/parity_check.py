@@ -163,9 +163,12 @@ class MergedReference:
 
 
 def weights_precision(model: nn.Module) -> str:
-    """Name of the number format that a model's weights have: that of its largest matrix."""
-    largest = max(model.parameters(), key=lambda parameter: parameter.numel())
-    return {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(largest.dtype), "fp32")
+    """Name of the number format that a model's matrices have: of several that which rounds most, as an embedding may
+    be kept in float32 beside layers in bfloat16.
+    """
+    found = {str(parameter.dtype) for parameter in model.parameters() if parameter.ndim == 2}
+    coarsest_first = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
+    return next((name for dtype, name in coarsest_first.items() if dtype in found), "fp32")
 
 
 def check_merge(unmerged: Logits, merged: MergedReference, *, exact: bool, precision: str) -> ParityCheck:

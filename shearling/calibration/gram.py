@@ -57,7 +57,7 @@ class Gram:
                 "its calibration inputs hold NaN or infinity", where=where, remedy="Check the base model"
             )
         if not self._matrix.any():
-            return torch.eye(len(self._matrix))
+            return torch.eye(len(self._matrix), device=self._matrix.device)
         damped = self._matrix.clone()
         damped.diagonal().add_(DAMPING * damped.diagonal().mean())
         return damped

@@ -285,7 +285,7 @@ def _describe(error: pydantic.ValidationError) -> str:
     return "; ".join(parts)
 
 
-def _told_errors(error: pydantic.ValidationError) -> list[Any]:
+def _told_errors(error: pydantic.ValidationError) -> list[dict[str, Any]]:
     """Without those that follow from others, and of the forms that a value may have, the one that it is nearest to."""
     found = [item for item in error.errors(include_url=False) if item["type"] != "default_factory_not_called"]
     forms: dict[tuple[int | str, ...], Counter[str]] = {}
@@ -294,7 +294,9 @@ def _told_errors(error: pydantic.ValidationError) -> list[Any]:
         forms.setdefault(place, Counter())[form] += 1
     nearest = {place: min(counts, key=counts.__getitem__) for place, counts in forms.items()}
     near = [item for item in found if nearest[(split := _form(item["loc"]))[0]] == split[1]]
-    told = [{**item, "loc": tuple(part for part in item["loc"] if not _is_form(part))} for item in near]
+    told: list[dict[str, Any]] = [
+        {**item, "loc": tuple(part for part in item["loc"] if not _is_form(part))} for item in near
+    ]
     inside = {item["loc"][:length] for item in told for length in range(len(item["loc"]))}
     return [item for item in told if not (item["type"] == "too_short" and item["loc"] in inside)]
 

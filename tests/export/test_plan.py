@@ -191,3 +191,8 @@ def test_every_spelling_of_such_angles_is_known(tmp_path, writer, config, kind):
         writer().check_config(config, where=tmp_path)
     for others in ({}, {"rope_scaling": None}, {"rope_parameters": {"rope_type": "yarn"}}):
         writer().check_config(others, where=tmp_path)
+
+
+def test_nothing_that_is_exported_as_it_is_can_be_approximate(run, tmp_path):
+    with pytest.raises(UsageError, match="no merge is approximate"):
+        plan_frozen(run.sparse, request_for(tmp_path / "export", allow_approximate=True))

@@ -214,3 +214,10 @@ def test_without_rows_or_with_too_few_there_is_no_held_back_text(tmp_path) -> No
     row = TaskRow(id="0", prompt="fox", choices=None, gold=None, completion=" jumps", text="")
     write_rows(tmp_path, "validation", [row])
     assert read_held_back(model, tokenizer, tmp_path, head="language_model") is None
+
+
+def test_layers_in_half_precision_below_an_embedding_in_float32_are_judged_as_such() -> None:
+    model = FAMILIES["llama"]().to(torch.bfloat16)
+    model.get_input_embeddings().float()
+    assert parity_check.weights_precision(model) == "bf16"
+    assert parity_check.weights_precision(model.float()) == "fp32"
