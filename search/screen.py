@@ -13,7 +13,7 @@ from search.evidence import compare_with_largest, find_held_back, find_longest
 from search.front import pareto_front
 from search.journal import Record
 from search.stage import BEST_FILE, Searched
-from shearling.command_line import Result
+from shearling.command_line import Result, next_step
 from shearling.elastic.subnet import Comparison, Subnet
 from shearling.evaluation.confidence import wilson_interval
 
@@ -60,7 +60,7 @@ def summarise_picked(subnet: Subnet, output: Path) -> Result:
         "row": None if provenance is None else provenance.row,
         **({} if metrics is None else {"accuracy": metrics.accuracy, "adapter_params": metrics.adapter_params}),
     }
-    return Result(data, f"{output}: {subnet.id}\nnext: python -m export --subnet {output}")
+    return Result(data, f"{output}: {subnet.id}\n{next_step('-m', 'export', '--subnet', str(output))}")
 
 
 def _compared(searched: Searched) -> dict[str, Record]:
@@ -97,13 +97,15 @@ def _caption(searched: Searched) -> str:
         if held_back is None
         else f"expect the accuracy on held-back rows: these {held_back.n_eval} chose nothing (95 % intervals)"
     )
+    # What an earlier search has led to is replaced.
+    again = ["--force"] if (searched.path.parent / "export").exists() else []
     saved = "" if cost.field is None else f"; {cost.name}: {best.cost / cost.scale:.2f}"
     return (
         f"best: {best.id}, row {best.i}{saved}\n"
         + "".join(f"{line}\n" for line in searched.chosen)
         + f"rule: {searched.best_rule}\n"
         f"{prediction}\n"
-        f"next: python -m export --subnet {searched.path / BEST_FILE}"
+        + next_step("-m", "export", "--subnet", str(searched.path / BEST_FILE), *searched.exported_as, *again)
     )
 
 

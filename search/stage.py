@@ -75,6 +75,7 @@ class Searched:
         task: that sub-networks were measured on.
         best_rule: in words.
         chosen: zeros and formats of the layers of the best, in words, where there was a choice.
+        exported_as: options of `python -m export` for the form that was searched for.
     """
 
     path: Path
@@ -84,11 +85,17 @@ class Searched:
     task: str
     best_rule: str
     chosen: tuple[str, ...] = ()
+    exported_as: tuple[str, ...] = ()
 
     @property
     def explored(self) -> list[Record]:
         """Those that the algorithm asked for, all on the same rows."""
         return [record for record in self.records if record.part == "explored"]
+
+
+def _exported_as(settings: SearchSettings) -> tuple[str, ...]:
+    form = () if settings.weight_format is None else ("--weight-format", settings.weight_format)
+    return (*form, "--sparse-kernel", "openvino") if settings.sparse_kernel else form
 
 
 @dataclass(frozen=True)
@@ -241,7 +248,11 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
         task = prepared.measured.task
         searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
         described = _write(searched, opened, settings, draft.directory)
-        searched = replace(searched, chosen=() if described.mixture is None else tuple(described.mixture.words))
+        searched = replace(
+            searched,
+            chosen=() if described.mixture is None else tuple(described.mixture.words),
+            exported_as=_exported_as(settings),
+        )
         watch.finish(draft.directory, best=best)
         draft.details |= {
             "settings": asdict(settings),

@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -79,6 +80,11 @@ class Result:
 
 class Terminated(BaseException):
     """SIGTERM arrived; unwinds like KeyboardInterrupt so that every `finally` runs."""
+
+
+def next_step(*arguments: str) -> str:
+    """What to do next, as it may be pasted into a shell: the arguments of the interpreter."""
+    return f"next: {shlex.join(['python', *arguments])}"
 
 
 def make_app(help_text: str) -> typer.Typer:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shearling.artefact import Artefact
-from shearling.command_line import Result
+from shearling.command_line import Result, next_step
 from shearling.elastic.search_space import SEARCH_SPACE_FILE, read_search_space, rounded_count
 from shearling.run import Run
 from train.super_adapter.artefact import LOG_FILE
@@ -31,17 +31,20 @@ def summarise(output: Path, made: Mapping[str, Artefact]) -> Result:
         data["artefacts"][kind] |= facts
         table.add_row(escape(str(artefact.path)), words)
     # A search that is there was of an earlier super-adapter, unless this one is it.
-    again = " --force" if Run(output).search.exists() else ""
-    table.caption = escape(f"next: python -m search --run {output}{again}") if "super_adapter" in made else None
+    again = ["--force"] if Run(output).search.exists() else []
+    if "super_adapter" in made:
+        table.caption = escape(next_step("-m", "search", "--run", str(output), *again))
     return Result(data, table)
 
 
 def summarise_tuned(document: Path, *, subnet: Path, steps: int) -> Result:
     """What `tune` wrote, and how to export it."""
     export = document.parent / "export"
+    again = ["--force"] if export.exists() else []
+    follow = next_step("-m", "export", "--subnet", str(document), "--output", str(export), *again)
     return Result(
         {"output": str(document), "steps": steps},
-        f"{document}: {steps} steps on {subnet} alone\nnext: python -m export --subnet {document} --output {export}",
+        f"{document}: {steps} steps on {subnet} alone\n{follow}",
     )
 
 
@@ -49,10 +52,8 @@ def summarise_variants(artefact: Artefact) -> Result:
     """What `variants` made, and how to search among it."""
     facts, words = _variants(artefact)
     ratios = ",".join(f"{ratio:g}" for ratio in facts["ratios"])
-    return Result(
-        {"output": str(artefact.path), **facts},
-        f"{artefact.path}: {words}\nnext: python -m search --run {artefact.path.parent} --ratios {ratios}",
-    )
+    follow = next_step("-m", "search", "--run", str(artefact.path.parent), "--ratios", ratios)
+    return Result({"output": str(artefact.path), **facts}, f"{artefact.path}: {words}\n{follow}")
 
 
 def _task(artefact: Artefact) -> tuple[dict[str, Any], str]:

@@ -19,7 +19,7 @@ from shearling.artefact import (
     write_artefact,
 )
 from shearling.console import log
-from shearling.errors import OutputExists, RecipeInvalid
+from shearling.errors import ModelUnsupported, OutputExists, RecipeInvalid
 from shearling.evaluation.lm_eval_task import GeneratedAnswer, write_lm_eval_tasks
 from shearling.evaluation.task import CALIBRATION_CHARACTERS, read_rows, rows_file
 from shearling.model.checkpoint import load_tokenizer
@@ -244,10 +244,22 @@ def _check_texts(recipe: Recipe, made: Mapping[str, Artefact], *, readable: int)
         check_rows(artefact.path, "train", encode, readable=readable, where=where)
         if section is recipe.task and recipe.train.eval_steps is not None:
             check_rows(artefact.path, "validation", encode, readable=readable, where=where)
+    if recipe.train is not None and recipe.model.head == "language_model":
+        _require_beginning(tokenizer, made["base"].path)
     texts = calibration_sections(recipe)
     rows = read_rows(made["task"].path, "train", most_characters=CALIBRATION_CHARACTERS) if texts else []
     for where, text in texts.items():
         check_text(text, rows, tokenizer, classifies=recipe.model.head == "classifier", readable=readable, where=where)
+
+
+def _require_beginning(tokenizer: Any, base: Path) -> None:
+    """The search asks for texts behind a token that begins or ends one."""
+    if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+        raise ModelUnsupported(
+            "its tokenizer names neither a beginning nor an end of text",
+            where=base,
+            remedy='Give tokenizer_config.json of the source an "eos_token", one of the vocabulary',
+        )
 
 
 def _task_rooms(recipe: Recipe, run: Run) -> list[tuple[str, TaskSection, Path]]:

@@ -13,7 +13,9 @@ from search.latency.table import Conditions
 from shearling.artefact import Artefact, open_artefact
 from shearling.elastic.search_space import SearchSpace
 from shearling.elastic.weight_grid import GROUP_SIZE
-from shearling.errors import ArtefactMismatch, DocumentInvalid, ModelUnsupported
+from shearling.errors import ArtefactMismatch, DocumentInvalid, ModelUnsupported, UsageError
+from shearling.model.checkpoint_safety import CONFIG
+from shearling.model.context_length import stated_length
 from shearling.strict_json import read_json
 
 MODEL_XML = "openvino/openvino_model.xml"
@@ -61,6 +63,7 @@ def open_target(
     Raises:
         ArtefactError: it is missing, damaged, of another run, or does not say which sub-network it holds.
         ModelUnsupported: it has no OpenVINO model.
+        UsageError: the model has fewer positions.
     """
     export = open_artefact(directory, kind="export")
     if export.manifest.parents.get("super_adapter") != adapter.sha256:
@@ -71,6 +74,13 @@ def open_target(
         )
     if MODEL_XML not in export.manifest.files:
         raise ModelUnsupported("it has no OpenVINO model", where=directory, remedy="Export with --formats openvino")
+    context = stated_length(read_json(frozen.path / CONFIG))
+    if context is not None and tokens > context:
+        raise UsageError(
+            f"{tokens} tokens exceed the context of {context}",
+            where=directory,
+            remedy=f"Give --tokens {context} or fewer, and the same as macs_seq_len of [search]",
+        )
     details = export.manifest.details
     choice = details.get("choice")
     if not isinstance(choice, dict):

@@ -117,7 +117,7 @@ def _load(target: Target, deployment: Deployment, threads: int | None) -> openvi
     properties |= deployment.properties
     preferred = PREFERRED_PROPERTIES if needs_extension(xml) else {}
     of_device = {name: value for name, value in ({**preferred, **properties}).items() if name not in OF_GENAI}
-    probe_device("CPU", of_device, label=target.label)
+    probe_device("CPU", of_device, xml, label=target.label)
     compiled = compile_ir(xml, properties=properties, preferred=preferred, packed=None)
     if "beam_idx" in {name for port in compiled.inputs for name in port.names}:
         raise ModelUnsupported("a language model", where=target.label, remedy="Measure it with: python -m serve bench")

@@ -14,7 +14,7 @@ from serve.runtimes.deployment import Deployment
 from serve.runtimes.runtime import RunOptions, RuntimeFacts
 from serve.runtimes.speculation.settings import without_speculation
 from serve.visitor.genai import TIMING_SOURCE
-from serve.visitor.ir_settings import OF_GENAI, executed_precision, make_properties, reported_settings
+from serve.visitor.ir_settings import OF_GENAI, executed_precision, make_properties, one_operator, reported_settings
 from shearling.errors import ArtefactMissing, DeviceUnavailable, EnvironmentFault, UsageError
 from shearling.kernel.loading.packed_choice import PACKED
 from shearling.kernel.loading.packed_model import LoadedIr
@@ -122,7 +122,7 @@ def prepare(
 
 def _probe(device: str, properties: Mapping[str, Any], deployment: Deployment) -> openvino.CompiledModel:
     of_device = {name: value for name, value in properties.items() if name not in OF_GENAI}
-    return probe_device(device, of_device, label=deployment.label)
+    return probe_device(device, of_device, deployment.model_file, label=deployment.label)
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def pipeline_directory(deployment: Deployment, loaded: LoadedIr | StockIr) -> It
         ) from error
 
 
-def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> openvino.CompiledModel:
+def probe_device(device: str, properties: Mapping[str, str], xml: Path, *, label: str) -> openvino.CompiledModel:
     """A model of one operator, compiled with these properties, to ask what the device makes of them.
 
     A pipeline does not show its compiled model, and compiling the real one twice would double time and memory.
@@ -150,19 +150,14 @@ def probe_device(device: str, properties: Mapping[str, str], *, label: str) -> o
     Args:
         device: of OpenVINO.
         properties: of the compilation.
+        xml: the model, which may state more.
         label: of what they are for, in the error.
 
     Raises:
         UsageError: the device refuses a property or its value.
     """
-    import openvino
-    from openvino import opset13
-
-    value = opset13.parameter([1, 4], dtype=openvino.Type.f32)
     try:
-        return openvino_core().compile_model(
-            openvino.Model([opset13.relu(value)], [value], "probe"), device, dict(properties)
-        )
+        return openvino_core().compile_model(one_operator(xml), device, dict(properties))
     except RuntimeError as error:
         raise UsageError(f"OpenVINO refuses {dict(properties)}: {last_line(error)}", where=label) from error
 

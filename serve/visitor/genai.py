@@ -10,7 +10,7 @@ from typing import Any
 from serve.visitor.fault import VisitorFault, last_words
 from serve.visitor.greedy import generation
 from serve.visitor.ir import OPERATOR_SET, forget_choice, prepare_core, require_precision
-from serve.visitor.ir_settings import OF_GENAI, executed_precision, reported_settings
+from serve.visitor.ir_settings import OF_GENAI, executed_precision, one_operator, reported_settings
 
 TIMING_SOURCE = "openvino_genai perf_metrics: get_ttft, raw m_durations, get_generate_duration"
 
@@ -27,7 +27,7 @@ class VisitedGenai:
         properties = prepare_core(core, xml, options, own)
         try:
             of_device = {name: value for name, value in properties.items() if name not in OF_GENAI}
-            probe = core.compile_model(_one_operator(), device, of_device)
+            probe = core.compile_model(one_operator(xml), device, of_device)
         except RuntimeError as error:
             raise VisitorFault(
                 "UsageError", f"OpenVINO refuses {properties}: {last_words(error)}", where=xml
@@ -103,16 +103,3 @@ def read_generation(result: Any, rows: int, called_s: float) -> dict[str, Any]:
         gaps_s,
         metrics.get_generate_duration().mean / 1e3,
     )
-
-
-def _one_operator() -> Any:
-    """A pipeline does not show its compiled model: this one is asked what the device makes of the properties."""
-    import numpy as np
-    import openvino
-
-    try:
-        from openvino import opset8 as operators
-    except ImportError:
-        from openvino.runtime import opset8 as operators
-    value = operators.parameter([1, 4], np.float32)
-    return openvino.Model([operators.relu(value)], [value], "probe")

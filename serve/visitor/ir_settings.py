@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 # The CPU plugin computes in bf16 with an f16 cache and 8-bit activations unless told otherwise; the hint alone leaves
 # the last two.
@@ -57,6 +59,36 @@ def make_properties(
         for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING"):
             properties.pop(name, None)
     return properties
+
+
+def one_operator(xml: Path) -> Any:
+    """A model of one operator, with the options that a file states for its own compilation: a pipeline does not show
+    its compiled model, and this one is asked what the device makes of them and of the properties.
+
+    Args:
+        xml: the file.
+    """
+    import numpy as np
+    import openvino
+
+    try:
+        from openvino import opset8 as operators
+    except ImportError:
+        from openvino.runtime import opset8 as operators
+    value = operators.parameter([1, 4], np.float32)
+    model = openvino.Model([operators.relu(value)], [value], "probe")
+    for name, stated in stated_options(xml).items():
+        model.set_rt_info(stated, ["runtime_options", name])
+    return model
+
+
+def stated_options(xml: Path) -> dict[str, str]:
+    """What an IR states for its own compilation, such as the precision of its cache; nothing of what is no IR."""
+    try:
+        found = ElementTree.parse(xml).find("rt_info/runtime_options")
+    except (OSError, ElementTree.ParseError):
+        return {}
+    return {} if found is None else {option.tag: option.attrib.get("value", "") for option in found}
 
 
 def executed_precision(compiled: Any) -> str:

@@ -75,6 +75,8 @@ def test_a_table_is_measured_once_and_used_again_where_it_fits(exported: Run, tm
 
 
 def test_what_is_no_target_of_the_run_is_refused(exported: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="100000 tokens exceed the context of"):
+        measure(exported, tmp_path / "latency", tokens=100_000)
     run = Run(shutil.copytree(exported.path, tmp_path / "run"))
     manifest = run.path / "largest" / "manifest.json"
     content = json.loads(manifest.read_text())

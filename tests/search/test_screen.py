@@ -78,4 +78,18 @@ def test_names_with_brackets_are_shown(tmp_path: Path) -> None:
     found = searched(tmp_path, (0.9, 0.8, 0.8), BestRule())
     text = printed(summarise(dataclasses.replace(found, path=Path("runs/exp[a]"))))
     assert "search runs/exp[a]:" in text
-    assert "--subnet runs/exp[a]/best.json" in text
+    assert "--subnet 'runs/exp[a]/best.json'" in text
+
+
+def test_what_follows_exports_the_form_that_was_searched_for_where_it_stands_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = dataclasses.replace(
+        searched(tmp_path, (0.9, 0.8, 0.8), BestRule()),
+        path=Path("search"),
+        exported_as=("--weight-format", "int8", "--sparse-kernel", "openvino"),
+    )
+    (tmp_path / "export").mkdir()
+    text = " ".join(printed(summarise(found)).split())
+    assert text.endswith("best.json --weight-format int8 --sparse-kernel openvino --force")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shearling.command_line import share_processors
+from shearling.command_line import next_step, share_processors
 from tests.support.tiny_runs import write_tiny_recipe
 
 PROGRAM = '''
@@ -154,6 +154,10 @@ def test_an_argument_that_no_document_can_hold_is_refused(program):
     done = run(program, "work", "caf\udce9")
     assert done.returncode == 2
     assert r"not UTF-8: caf\udce9" in done.stderr
+
+
+def test_what_to_do_next_can_be_pasted():
+    assert next_step("-m", "train", "--output", "my run") == "next: python -m train --output 'my run'"
 
 
 def test_json_error_object(program):

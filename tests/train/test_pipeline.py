@@ -318,3 +318,14 @@ def test_without_pruning_the_adapter_stands_on_the_dense_base(tmp_path):
     made = run_recipe(tiny_recipe(tmp_path, sparse=False, masked=False), tmp_path / "run")
     assert tuple(made) == ("task", "base", "super_adapter")
     assert made["super_adapter"].manifest.parents == {"base": made["base"].sha256, "task": made["task"].sha256}
+
+
+def test_a_tokenizer_that_neither_begins_nor_ends_a_text_is_refused_before_pruning(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = recipe.model.path / name
+        if file.is_file():
+            file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "eos_token"}))
+    with pytest.raises(ModelUnsupported, match=r"neither a beginning nor an end of text.*eos_token"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "sparse").exists()

@@ -176,6 +176,21 @@ def test_a_process_of_one_thread_stays_on_the_cpu_that_it_was_pinned_to(
         assert process.report().cpus == usable_cpus()[-1:]
 
 
+@pytest.mark.parametrize("visited", [False, True])
+def test_the_cache_is_told_that_the_file_asks_for(export: Path, environment: Path, visited: bool) -> None:
+    """OpenVINO's own default is another one than what the converter writes into the file."""
+    import openvino
+
+    own = openvino.Core().compile_model(export / "openvino" / "openvino_model.xml", "CPU")
+    kind = own.get_property("KV_CACHE_PRECISION").get_type_name()
+    label = f"{export}@format=openvino" + (f",environment={environment}" if visited else "")
+    [deployment] = find_deployments([parse_target(label)], RunOptions())
+    with WorkerProcess(deployment, RunOptions()) as process:
+        told = process.load().facts.settings["KV_CACHE_PRECISION"]
+    assert told == {"float16": "f16", "float32": "f32"}.get(kind, kind)
+    assert told == "f16"
+
+
 def test_a_property_that_means_nothing_there_is_refused_for_both_sides(export: Path, environment: Path) -> None:
     semi = f"{export}@format=torch,SEMI_STRUCTURED=YES"
     for targets in ([f"{semi},environment={environment}"], [semi, f"{export}@format=torch,environment={environment}"]):
