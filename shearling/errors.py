@@ -58,7 +58,9 @@ class ShearlingError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{head}. {self.remedy}" if self.remedy else head
+        if not self.remedy:
+            return head
+        return f"{head} {self.remedy}" if head.endswith(("?", "!")) else f"{head}. {self.remedy}"
 
 
 class CheckFailed(ShearlingError):

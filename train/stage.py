@@ -49,7 +49,7 @@ from train.super_adapter.encoded_rows import check_rows
 from train.super_adapter.resumption import deciding_inputs
 from train.task.chat import ChatRenderer
 from train.task.records import check_data_there, digest_data
-from train.task.rows import build_rows, check_apart
+from train.task.rows import build_rows, check_answers, check_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -400,6 +400,7 @@ def _task_facts(section: TaskSection, chat: ChatRenderer | None) -> dict[str, An
 def _make_task(section: TaskSection, path: Path, chat: ChatRenderer | None, *, where: str, force: bool) -> None:
     with write_artefact(path, kind="task", force=force) as draft:
         built = build_rows(section, draft.directory, chat=chat, where=where)
+        check_answers(section, draft.directory, where=where)
         multiple_choice = section.choices is not None
         write_lm_eval_tasks(
             draft.directory,

@@ -29,3 +29,5 @@ def test_one_line_says_where_what_and_what_to_do():
         == "a/b.json: no such file. Check the path"
     )
     assert str(errors.ArtefactMissing("no such file")) == "no such file"
+    asked = errors.RecipeInvalid("unknown key, did you mean 'prompt'?", remedy="The schema is here")
+    assert str(asked) == "unknown key, did you mean 'prompt'? The schema is here"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from shearling.errors import RecipeInvalid
-from shearling.evaluation.task import SPLITS, Split, TaskRow, row_line, rows_file
+from shearling.evaluation.task import CALIBRATION_CHARACTERS, SPLITS, Split, TaskRow, read_rows, row_line, rows_file
 from shearling.recipe.task import SplitShares, TaskSection
 from train.task.records import read_records
 from train.task.rendering import RowRenderer
@@ -85,6 +86,28 @@ def build_rows(
                 remedy=f"Give more data or another [{where}.split]",
             )
     return BuiltRows(counts, account, read)
+
+
+def check_answers(task: TaskSection, directory: Path, *, where: str) -> None:
+    """See that what is learnt holds answers: else the best of all models would have none right.
+
+    Args:
+        task: the [task] section, or one of [[data]].
+        directory: see `build_rows`.
+        where: the section, for messages.
+
+    Raises:
+        RecipeInvalid: the pattern finds an answer in none of them.
+    """
+    if task.answer_pattern is None:
+        return
+    rows = read_rows(directory, "train", most_characters=CALIBRATION_CHARACTERS)
+    if not any(re.search(task.answer_pattern, row.completion) for row in rows):
+        raise RecipeInvalid(
+            f"it finds no answer in any completion that is learnt, such as {rows[0].completion!r}",
+            where=f"[{where}] answer_pattern",
+            remedy="Correct it, or leave it out",
+        )
 
 
 def check_apart(tasks: Mapping[str, Path]) -> None:

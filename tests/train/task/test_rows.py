@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shearling.errors import ArtefactMissing, DocumentInvalid, RecipeInvalid
 from shearling.evaluation.task import read_rows
 from shearling.recipe.task import SplitShares, TaskSection
-from train.task.rows import assign_split, check_apart
+from train.task.rows import assign_split, check_answers, check_apart
 from train.task.rows import build_rows as build_into
 
 SPLITS = ("train", "validation", "test")
@@ -284,3 +284,13 @@ def test_saved_data_sets_are_read(tmp_path, nested):
 def test_data_sets_that_are_not_there_say_how_to_get_them(tmp_path):
     with pytest.raises(ArtefactMissing, match="save_to_disk"):
         build_rows(section(None, dataset={"name": str(tmp_path / "nowhere")}))
+
+
+def test_a_pattern_that_finds_no_answer_in_what_is_learnt_is_refused(tmp_path):
+    path = write(tmp_path / "d.jsonl", records(100))
+    generative = {"choices": None, "gold": None, "completion": " {{ label }}", "answer": "{{ label }}"}
+    (tmp_path / "task").mkdir()
+    build_into(section(path, **generative), tmp_path / "task")
+    check_answers(section(path, **generative, answer_pattern="[0-9]"), tmp_path / "task", where="task")
+    with pytest.raises(RecipeInvalid, match=r"^\[task\] answer_pattern: .* such as ' [01]'"):
+        check_answers(section(path, **generative, answer_pattern="[a-z]+"), tmp_path / "task", where="task")
