@@ -101,7 +101,10 @@ class Ledger:
         """The arguments of a step, their paths as they are remembered."""
         named = {str(path) for path in (step.output, *step.inputs)}
         return tuple(
-            self.place(Path(argument)) if os.sep in argument or argument in named else argument
+            # A program that is given as text is none.
+            self.place(Path(argument))
+            if argument in named or (os.sep in argument and "\n" not in argument)
+            else argument
             for argument in step.arguments
         )
 
