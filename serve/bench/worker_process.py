@@ -113,6 +113,13 @@ class Timed(Document):
         return (self.waited_s or 0.0) / self.wall_s
 
 
+def _open_errors() -> IO[bytes]:
+    """In memory, where the system offers it (Linux): a container may have no directory that can be written."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("errors"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 class WorkerProcess:
     """Use as a context manager; the process ends with it, whatever happens.
 
@@ -128,10 +135,7 @@ class WorkerProcess:
         self._facts: RuntimeFacts | None = None
         self._patience = _Patience(0)
         self._refused_bytes = 0
-        # In memory: a container may have no directory that can be written.
-        self._errors: IO[bytes] = (
-            os.fdopen(os.memfd_create("errors"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process; closed in __exit__)
-        )
+        self._errors = _open_errors()
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         # Not from the directory that this happens to run in, which may hold another `serve`.

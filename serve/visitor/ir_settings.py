@@ -83,12 +83,15 @@ def one_operator(xml: Path) -> Any:
 
 
 def stated_options(xml: Path) -> dict[str, str]:
-    """What an IR states for its own compilation, such as the precision of its cache; nothing of what is no IR."""
-    try:
-        found = ElementTree.parse(xml).find("rt_info/runtime_options")
-    except (OSError, ElementTree.ParseError):
+    """What an IR states for its own compilation, such as the precision of its cache."""
+    begin, end = b"<runtime_options>", b"</runtime_options>"
+    content = xml.read_bytes()
+    # They stand behind megabytes of operators, which need not be parsed.
+    start = content.rfind(begin)
+    if start < 0:
         return {}
-    return {} if found is None else {option.tag: option.attrib.get("value", "") for option in found}
+    options = ElementTree.fromstring(content[start : content.index(end, start) + len(end)])
+    return {option.tag: option.attrib.get("value", "") for option in options}
 
 
 def executed_precision(compiled: Any) -> str:

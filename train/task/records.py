@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,9 @@ MAC_ARCHIVE = "__MACOSX"
 """Directory beside what an archive of macOS holds."""
 SAVED = ("state.json", "dataset_dict.json")
 """One of them stands in what `save_to_disk` wrote."""
+
+SET_ASIDE = re.compile(r"-unfinished-[0-9]+$")
+"""Directory of a training that was set aside, see `train.super_adapter.resumption`."""
 
 UNQUOTED = "Where quotes are characters like others, convert the file to JSONL, or double them and enclose the cell"
 
@@ -81,13 +85,18 @@ def _seen_files(directory: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(directory):
         here = Path(folder)
         # In place: what is taken out is not entered. A run may stand beside the rows that it was made from.
-        # Nor is what lies beside its artefacts: unfinished trainings, reports.
-        names[:] = [name for name in names if not _is_hidden(name) and not _is_of_a_run(here / name)]
-        yield from (here / name for name in files if not _is_hidden(name))
+        names[:] = [name for name in names if not _is_hidden(name) and not _is_made(here / name)]
+        documents = all(holds_artefact(here / name) for name in ("base", "task"))
+        yield from (
+            here / name
+            for name in files
+            if not _is_hidden(name) and not (documents and Path(name).suffix.lower() == ".json")
+        )
 
 
-def _is_of_a_run(directory: Path) -> bool:
-    return holds_artefact(directory) or any(holds_artefact(child) for child in directory.glob("*") if child.is_dir())
+def _is_made(directory: Path) -> bool:
+    """Whether a run made it: artefacts, and unfinished trainings that were set aside."""
+    return holds_artefact(directory) or SET_ASIDE.search(directory.name) is not None
 
 
 def _check_unpacked(files: Iterable[Path]) -> None:

@@ -120,11 +120,11 @@ def check_apart(tasks: Mapping[str, Path]) -> None:
     Raises:
         RecipeInvalid: says how many are, and of which.
     """
-    learnt = {where: set(_ids(rows_file(task, "train"))) for where, task in tasks.items()}
     for asking, task in tasks.items():
-        asked = {row for split in SPLITS if split != "train" for row in _ids(rows_file(task, split))}
-        for where, rows in learnt.items():
-            both = 0 if where == asking else len(rows & asked)
+        others = {where: other for where, other in tasks.items() if where != asking}
+        asked = {row for split in SPLITS if others and split != "train" for row in _ids(rows_file(task, split))}
+        for where, other in others.items():
+            both = sum(row in asked for row in _ids(rows_file(other, "train")))
             if both:
                 raise RecipeInvalid(
                     f"{both} of its train rows have the prompts of validation or test rows of [{asking}], which would "

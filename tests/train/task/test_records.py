@@ -109,12 +109,17 @@ def test_the_digest_of_a_directory_is_that_of_all_it_holds(tmp_path):
 def test_what_a_run_leaves_beside_its_artefacts_is_no_data(tmp_path):
     folder = write_directory(tmp_path / "folder")
     digest = digest_data(folder)
-    with write_artefact(folder / "run" / "base", kind="base") as draft:
-        (draft.directory / "a.json").write_text("{}")
+    for name in ("base", "task"):
+        with write_artefact(folder / "run" / name, kind=name) as draft:
+            (draft.directory / "a.json").write_text("{}")
     unfinished = folder / "run" / "super_adapter-unfinished-1"
     unfinished.mkdir()
     (unfinished / "trainer_state.json").write_text("{}")
+    (folder / "run" / "tuned.json").write_text("{}")
     assert digest_data(folder) == digest
+    # Rows count, wherever something was made of them.
+    write_jsonl(folder / "run" / "more.jsonl", ROWS[:1])
+    assert digest_data(folder) != digest
 
 
 def test_all_files_count_where_another_library_reads_them(tmp_path):
