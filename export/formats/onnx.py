@@ -27,6 +27,7 @@ from export.formats.export_format import (
     UsageFacts,
 )
 from export.formats.hollow import as_float32, hollow
+from export.formats.like_layers import trace_like_layers
 from export.number_formats.number_format import LOW_RANK, StoreGraph
 from export.number_formats.onnx_graph import lazy_tensor
 from export.packing.linear_graph import module_path
@@ -276,7 +277,9 @@ def traced(model: PreTrainedModel, trace_model: Callable[[PreTrainedModel], Any]
         A `torch.onnx.ONNXProgram` in float32.
     """
     with hollow(model) as weights:
-        program = trace_model(model)
+        program = trace_like_layers(model, trace_model)
+    as_products(program.model.graph)
+    forget_origins(program.model.graph)
     for value in program.model.graph.initializers.values():
         weight = weights.get(value.name)
         if weight is not None:
@@ -340,8 +343,7 @@ def trace(
         )
     if program is None:
         raise ValueError("torch.onnx.export returned nothing")
-    name_weights(program.model)
-    _as_products(program.model.graph)
+    name_weights(program.model.graph)
     return program
 
 
@@ -396,21 +398,24 @@ def example_cache(model: PreTrainedModel) -> Cache:
     return [(layer.keys.contiguous(), layer.values.contiguous()) for layer in output.past_key_values.layers]
 
 
-def name_weights(graph_model: Any) -> None:
-    """Give the initializers their Hugging Face names, and drop what describes this machine."""
-    for value in list(graph_model.graph.initializers.values()):
+def name_weights(graph: Any) -> None:
+    """Give the initializers their Hugging Face names."""
+    for value in list(graph.initializers.values()):
         value.name = value.name.removeprefix("model.")
-    # Stack traces and module paths: ten times the graph itself, and they name directories of this machine.
-    for node in graph_model.graph.all_nodes():
+
+
+def forget_origins(graph: Any) -> None:
+    """Drop stack traces and paths of modules: ten times the graph itself, and they name directories of this machine."""
+    for node in graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
         for output in node.outputs:
             output.metadata_props.clear()
-    for value in (*graph_model.graph.inputs, *graph_model.graph.initializers.values()):
+    for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
 
 
-def _as_products(graph: Any) -> None:
+def as_products(graph: Any) -> None:
     """Write linears of flat inputs, [tokens, width], as all others are written: a transposition, a product, and a sum
     where there is a bias. So are experts, whose tokens are gathered, and the MLP of OPT; the exporter makes Gemm of
     them, in which nothing that stores or reads weights would look for one.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.formats.onnx import TracedModel, trace
+from export.formats.onnx import TracedModel, as_products, trace
 from export.number_formats.onnx_graph import quantize_blocks
 from shearling.registry.number_formats import NUMBER_FORMATS
 
@@ -80,6 +80,7 @@ def test_linears_of_flat_inputs_are_quantized_like_the_others(
         inputs=["x"],
         outputs=["y"],
     )
+    as_products(graph.model.graph)
     assert "Gemm" not in {node.op_type for node in graph.model.graph}
     x = torch.randn(4, 5, WIDTH)
     expected = model(x).detach().numpy()
