@@ -23,7 +23,7 @@ OF_SIZES = {"Add", "Max", "Min", "Mul", "Squeeze"}
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class TracePlan:
     """Which layers are traced.
 
     Attributes:
@@ -41,7 +41,7 @@ class UnexpectedGraph(Exception):
     """The graph cannot be continued by copies of its layers."""
 
 
-def continue_layers(graph: Any, model: nn.Module, plan: LayerPlan) -> None:
+def continue_layers(graph: Any, model: nn.Module, plan: TracePlan) -> None:
     """Write the layers behind the traced ones into their graph.
 
     Args:
@@ -75,7 +75,7 @@ class TracedLayers:
         UnexpectedGraph: a layer is not there, or hands over anything but one value to the next one.
     """
 
-    def __init__(self, graph: Any, plan: LayerPlan, model: nn.Module) -> None:
+    def __init__(self, graph: Any, plan: TracePlan, model: nn.Module) -> None:
         self.graph = graph
         self.tensors: dict[str, torch.Tensor] = {
             **dict(model.named_parameters(remove_duplicate=False)),

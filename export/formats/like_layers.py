@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from export.formats.copied_layers import LayerPlan, UnexpectedGraph, continue_layers
+from export.formats.copied_layers import TracePlan, UnexpectedGraph, continue_layers
 from export.formats.layer_windows import layers_alone
 from shearling.errors import ModelUnsupported
 from shearling.model.layers import find_layers
@@ -51,7 +51,7 @@ def trace_like_layers(model: PreTrainedModel, trace_model: Callable[[PreTrainedM
     return program
 
 
-def plan_layers(model: PreTrainedModel) -> LayerPlan | None:
+def plan_layers(model: PreTrainedModel) -> TracePlan | None:
     """The fewest first layers of which two are like each layer that follows; None where those are all."""
     try:
         transformer = find_layers(model)
@@ -67,7 +67,7 @@ def plan_layers(model: PreTrainedModel) -> LayerPlan | None:
     for traced in range(2, len(layers)):
         members = [[index for index in range(traced) if kinds[index] == kind] for kind in kinds[traced:]]
         if all(len(found) >= 2 for found in members):
-            return LayerPlan(transformer, traced, tuple((found[-2], found[-1]) for found in members))
+            return TracePlan(transformer, traced, tuple((found[-2], found[-1]) for found in members))
     return None
 
 
