@@ -328,7 +328,11 @@ def trace(
         inputs: their names in the graph.
         outputs: likewise.
     """
-    with quiet_conversion(), torch.no_grad(), warnings.catch_warnings():
+    from torch._dynamo import config
+
+    # Where sizes are symbols, to look for the shapes of an operation takes longer than to work them out.
+    without_cache = config.patch(fake_tensor_cache_enabled=False)
+    with quiet_conversion(), torch.no_grad(), without_cache, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),

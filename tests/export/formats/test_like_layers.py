@@ -32,14 +32,14 @@ SIZES = {"batch": 2, "sequence": 3, "past_sequence": 4, "total_sequence": 7}
     [
         ("bloom", 4, 2),
         ("bert", 4, 2),
-        pytest.param("gemma3", 5, 4, marks=pytest.mark.slow),
-        pytest.param("mixtral", 4, 2, marks=pytest.mark.slow),
+        pytest.param("gemma3", 4, 3, marks=pytest.mark.slow),
+        pytest.param("mixtral", 3, 2, marks=pytest.mark.slow),
     ],
 )
 def test_copies_compute_what_is_traced_bit_for_bit(
     family: str, layers: int, first: int, tmp_path: Path, traced_layers: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every kind: with a cache and without, two kinds of layers by turns, tokens that go to other experts."""
+    """Of every kind: with a cache and without, two kinds of layers, tokens that go to other experts."""
     model = deeper(family, layers)
     trace_model = trace_classifier if family in ENCODERS else trace_decoder
     copied = computed(traced(model, trace_model), tmp_path / "copied.onnx")
@@ -136,7 +136,7 @@ def deeper(family: str, layers: int) -> PreTrainedModel:
     config = copy.deepcopy(ENCODERS[family] if family in ENCODERS else kinds[family]().config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[number % 2] for number in range(layers)]
+        config.layer_types = [config.layer_types[min(number, 1)] for number in range(layers)]
     if family in ENCODERS:
         return build_tiny(AutoModelForSequenceClassification.from_config, config)
     model = build_tiny(type(kinds[family]()), config)

@@ -36,7 +36,7 @@ VNNI = () if "avx_vnni" in INSTRUCTIONS else ("-DSHEARLING_VNNI_OF_AVX512",)
 """Where a processor has the same products in another encoding alone, the kernels for AVX-VNNI run with these."""
 FLAGS = ("-std=c++17", "-Wno-psabi", "-DSHEARLING_NEAR_BYTES=16384", *VNNI)
 OPENVINO = Path(openvino.__file__).parent
-CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "20000"))
+CASES = int(os.environ.get("SHEARLING_FUZZ_CASES", "10000"))
 """For each set of kernels, of which four run nearly anywhere: half of them matrices, half nodes for OpenVINO."""
 SEED = os.environ.get("SHEARLING_FUZZ_SEED", "1")
 ONNX_CASES = CASES // 8
