@@ -74,6 +74,8 @@ class ParityCheck(Document):
             return f"{'; '.join(self.violations)}, {beside}{told}" if self.violations else f"ok, {beside}"
         if self.violations:
             return "; ".join(self.violations)
+        if self.gate == Gate():
+            return "measured, without a limit"
         return (
             "ok"
             if self.rounding is None

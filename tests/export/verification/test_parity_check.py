@@ -221,3 +221,11 @@ def test_layers_in_half_precision_below_an_embedding_in_float32_are_judged_as_su
     model.get_input_embeddings().float()
     assert parity_check.weights_precision(model) == "bf16"
     assert parity_check.weights_precision(model.float()) == "fp32"
+
+
+def test_a_merge_that_has_no_limit_is_not_called_ok(reference: MergedReference) -> None:
+    """An approximate one may be as far from what was trained as it is."""
+    far = disturbed(reference.fixed.logits, 2.0)
+    check = check_merge(far, reference, exact=False, precision="fp32")
+    assert (check.rejects, check.verdict) == (False, "measured, without a limit")
+    assert check_merge(far, reference, exact=True, precision="fp32").rejects
