@@ -220,11 +220,19 @@ def _csv_records(path: Path, separator: str) -> Iterator[Record]:
                         remedy="Quote cells that hold the separator or line breaks",
                     )
     except UnicodeDecodeError as error:
-        raise DocumentInvalid(f"not UTF-8: {error.reason}", where=f"{path}, after line {number}") from None
+        where = f"{path}, line {_unreadable_line(path)}"
+        raise DocumentInvalid(f"not UTF-8: {error.reason}", where=where, remedy=FORMS) from None
     except csv.Error as error:
         remedy = UNQUOTED if separator == TAB else "Double the quotes of a cell, and enclose it in quotes"
         where = f"{path}, after line {number}"
         raise DocumentInvalid(f"malformed CSV: {error}", where=where, remedy=remedy) from None
+
+
+def _unreadable_line(path: Path) -> int:
+    """The first line that is not UTF-8; text is decoded some thousand bytes ahead of the line that is read."""
+    with path.open("rb") as stream:
+        lines = enumerate(stream, start=1)
+        return next((number for number, line in lines if line.decode("utf-8", "ignore").encode() != line), 1)
 
 
 def _check_separator(names: list[str], separator: str, path: Path) -> None:
