@@ -52,13 +52,14 @@ def write_report(output: Path) -> Result:
 
 _EXPLANATION = """\
 Accuracy is in % of unseen rows, the mean over tasks and seeds. "vs dense" is the difference from
-dense LoRA with the same tasks and seeds, in points, with its standard error over seeds where all
-have the same tasks, and in brackets the number of cells that have such a baseline, where these are
-not all. Bits per byte are those of held-back general text, before and after training of the arm's
-adapters; of "adapted" and "frozen", which do not have these yet, there is one figure. Minutes are
-those of a cell on the machine that measured it: import, pruning, training and search. "adapted" is
-the dense model with the LoRA that an arm begins with, and the baseline where that has no cell of
-its own; "frozen" is the same, pruned and healed, before it gets elastic adapters; "packed" is the
+dense LoRA with the same tasks and seeds, the one that a cell began with where it did, in points,
+with its standard error over seeds where all have the same tasks, and in brackets the number of
+cells that have such a baseline, where these are not all. Bits per byte are those of held-back
+general text, before and after training of the arm's adapters; of "adapted" and "frozen", which do
+not have these yet, there is one figure. Minutes are those of a cell on the machine that measured
+it: import, pruning, training and search. "adapted" is the dense model with the LoRA that an arm
+begins with, and the baseline of arms that begin with none where that has no cell of its own;
+"frozen" is the same, pruned and healed, before it gets elastic adapters; "packed" is the
 sub-network that was found, as int8 with the sparse kernel in OpenVINO, "packed-int4" as int4. What
 others serve of the baseline itself is told by the name of the file: "openvino-int8" and
 "openvino-int4" in OpenVINO, the others in llama.cpp, "imatrix" with an importance matrix."""

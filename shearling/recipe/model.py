@@ -34,7 +34,7 @@ class ModelSection(Section):
     )
     head: Literal["language_model", "classifier"] = pydantic.Field(
         "language_model",
-        description="classifier: an encoder gets a new head with one class for each of the task's choices",
+        description="classifier: an encoder or a decoder gets a new head with one class for each of the task's choices",
     )
     adaptation: AdaptationSection | None = None
 
