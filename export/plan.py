@@ -205,6 +205,7 @@ def plan_frozen(directory: Path, request: ExportRequest) -> ExportPlan:
     wanted = [entry for entry in asked if not entry.needs_adapter]
     if len(wanted) < len(asked):
         log.print(f"left out: {', '.join(entry.name for entry in asked if entry.needs_adapter)}: there is no adapter")
+        request = replace(request, formats=tuple(entry.name for entry in wanted))
     formats = _plan_formats(wanted, request, model_type, head, separate=False)
     quantization = _plan_quantization(request, frozen, formats, head)
     _check_conversion(quantization, model_type, head, separate=False)

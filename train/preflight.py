@@ -33,7 +33,7 @@ from train.positions import check_positions
 from train.sparsity.pattern import check_patterns, make_pattern
 from train.sparsity.sparsify import patterned
 from train.super_adapter import processes
-from train.super_adapter.adapter_space import build_search_space
+from train.super_adapter.adapter_space import build_search_space, superfluous_ranks
 from train.super_adapter.grid import grid_groups
 from train.super_adapter.reporting import check_reporting
 from train.super_adapter.teacher import check_teacher, check_teacher_there
@@ -261,14 +261,17 @@ def check_structure(recipe: Recipe, base: Path) -> PreTrainedModel:
     model = _without_weights(config)
     check_positions(recipe, model, base)
     if recipe.adapter is not None:
+        transformer = find_layers(model)
         space = build_search_space(
             recipe.adapter,
-            find_layers(model),
+            transformer,
             model_type=config.model_type,
             widths=width_templates(recipe.width, config),
             quantization=recipe.quantization,
         )
         check_effort(recipe.search, space)
+        for sentence in superfluous_ranks(space, transformer):
+            log.print(sentence)
     if recipe.quantization is not None:
         grid_groups(find_layers(model), recipe.quantization)
     if recipe.train is not None and recipe.train.teacher is not None:

@@ -212,7 +212,8 @@ def test_every_option_that_decides_the_content_is_told(run, tmp_path, monkeypatc
 
 
 def test_a_frozen_model_knows_the_run_that_it_is_of_and_no_other(run, tmp_path):
-    request = ExportRequest(output=tmp_path / "export", formats=("hf",))
+    """Its command names what was written: an adapter was not."""
+    request = ExportRequest(output=tmp_path / "export", formats=("hf", "peft"))
     for path in (run.sparse, run.base):
         found = lineage.find_lineage(plan_frozen(path, request))
         assert found.recipe["name"] == "tiny"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shearling.elastic.search_space import AdapterSpec, GridSpec, RankTemplate, SearchSpace, WidthTemplate
 from shearling.errors import RecipeInvalid
 from shearling.model.layers import TransformerLayers
 from shearling.recipe.adapter import AdapterSection
 from shearling.recipe.quantization import QuantizationSection
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TOLD = 4
 """Modules that a message names."""
@@ -64,6 +69,31 @@ def build_search_space(
         ),
         templates=(*templates, *widths),
     )
+
+
+def superfluous_ranks(space: SearchSpace, transformer: TransformerLayers) -> list[str]:
+    """Of every group whose largest rank is above that of its smallest matrix, a sentence for users.
+
+    B A has at most the rank min(inputs, outputs) of the matrix, whatever the inner size.
+    """
+    told = []
+    linears = transformer.linears()
+    for template in space.templates:
+        if isinstance(template, RankTemplate):
+            paths = [
+                transformer.module_path(layer, name) for layer in range(space.num_layers) for name in template.modules
+            ]
+            path = min(paths, key=lambda path: _full_rank(linears[path]))
+            if template.values[0] > _full_rank(linears[path]):
+                told.append(
+                    f"group {template.name!r} has rank {template.values[0]}; an update of {path} has at most "
+                    f"{_full_rank(linears[path])}, and more only costs steps and memory"
+                )
+    return told
+
+
+def _full_rank(linear: nn.Linear) -> int:
+    return min(linear.in_features, linear.out_features)
 
 
 def _resolve(name: str, transformer: TransformerLayers, *, group: str) -> str:

@@ -9,7 +9,7 @@ from shearling.errors import RecipeInvalid
 from shearling.model.layers import find_layers
 from shearling.recipe.adapter import AdapterSection
 from tests.support.tiny_models import FAMILIES
-from train.super_adapter.adapter_space import build_search_space
+from train.super_adapter.adapter_space import build_search_space, superfluous_ranks
 
 
 def build(family, *groups, rank=8):
@@ -61,3 +61,17 @@ def test_mistakes_are_refused_and_name_the_group(groups, message):
     assert caught.value.where.startswith("adapter.groups")
     if "fits no" in message:
         assert "self_attn.q_proj, " in caught.value.remedy
+
+
+def test_ranks_above_that_of_a_matrix_are_told_of_the_smallest_one():
+    """Of grouped queries the keys are smaller than what else shares the rank."""
+    transformer = find_layers(FAMILIES["mistral"]())
+    weights = {path.rpartition(".")[2]: linear.weight for path, linear in transformer.linears_of(0).items()}
+    keys = min(weights["k_proj"].shape)
+    assert keys < min(weights["q_proj"].shape)
+    fits = build("mistral", ("a", ["q_proj", "k_proj"], [keys, 4]), rank=keys)
+    assert superfluous_ranks(fits, transformer) == []
+    above = build("mistral", ("a", ["o_proj", "k_proj"], [keys + 1, 4]), ("b", ["q_proj"], [keys + 1]), rank=keys + 1)
+    (told,) = superfluous_ranks(above, transformer)
+    assert told.startswith(f"group 'a' has rank {keys + 1}; an update of model.layers.0.self_attn.k_proj has at most")
+    assert f"at most {keys}," in told
