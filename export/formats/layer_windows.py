@@ -62,7 +62,9 @@ def layers_alone(model: Any, transformer: TransformerLayers, start: int, stop: i
     owner_path, _, leaf = transformer.layers_path.rpartition(".")
     owner = model.get_submodule(owner_path)
     count, kinds = config.num_hidden_layers, getattr(config, "layer_types", None)
-    numbered: list[Any] = [module for layer in chosen for module in layer.modules() if hasattr(module, "layer_idx")]
+    # Some layers have a number and others a place for one: what has no cache leaves it empty.
+    modules: list[Any] = [module for layer in chosen for module in layer.modules()]
+    numbered = [module for module in modules if getattr(module, "layer_idx", None) is not None]
     try:
         setattr(owner, leaf, nn.ModuleList(chosen))
         config.num_hidden_layers = stop - start

@@ -52,12 +52,18 @@ def trace_like_layers(model: PreTrainedModel, trace_model: Callable[[PreTrainedM
 
 
 def plan_layers(model: PreTrainedModel) -> TracePlan | None:
-    """The fewest first layers of which two are like each layer that follows; None where those are all."""
+    """The fewest first layers of which two are like each layer that follows.
+
+    None where those are all, and where layers share parameters: the traced ones may where those that follow do not.
+    """
     try:
         transformer = find_layers(model)
     except ModelUnsupported:
         return None
     layers = transformer.layers
+    owned = [parameter for layer in layers for parameter in set(layer.parameters())]
+    if len(set(owned)) < len(owned):
+        return None
     listed = [value for value in vars(model.config).values() if isinstance(value, list | tuple)]
     told = [[str(value[index]) for value in listed if len(value) == len(layers)] for index in range(len(layers))]
     kinds: list[int] = []
@@ -107,4 +113,8 @@ def _equal(one: Any, other: Any) -> bool:
         return alike(one, other)
     if isinstance(one, partial):
         return (one.func, one.args, one.keywords) == (other.func, other.args, other.keywords)
-    return bool(one == other)
+    try:
+        return bool(one == other)
+    except (ValueError, RuntimeError):
+        # Of arrays, or of lists of them: nobody says whether all elements are meant.
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,33 @@ def test_a_layer_of_another_kind_is_traced(change: str) -> None:
     else:
         model.config.kinds_of_layers = ["one"] * 4 + ["other"]
     assert plan_layers(model) is None
+
+
+def test_layers_that_share_parameters_are_traced_whole() -> None:
+    """The two that are traced share, and of those that follow one has its own: a copy would take the wrong weights."""
+    model = deeper("llama_tied_gqa", 5)
+    layers = find_layers(model).layers
+    assert plan_layers(model) is not None
+    layers[1].mlp = layers[0].mlp
+    assert plan_layers(model) is None
+
+
+@pytest.mark.parametrize("kept", [np.arange, lambda size: [torch.arange(size)]], ids=["array", "list of tensors"])
+def test_what_cannot_be_compared_is_of_another_kind(kept: Callable[[int], Any]) -> None:
+    model = deeper("llama_tied_gqa", 5)
+    for layer in find_layers(model).layers:
+        layer.self_attn.kept = kept(3)
+    assert plan_layers(model) is None
+
+
+def test_layers_with_an_empty_place_for_their_number_are_copied(traced_layers: list[int]) -> None:
+    """As those of ESM and the MLPs of Hunyuan."""
+    model = deeper("bert", 4)
+    for layer in find_layers(model).layers:
+        layer.layer_idx = None
+    traced(model, trace_classifier)
+    assert traced_layers == [2]
+    assert [layer.layer_idx for layer in find_layers(model).layers] == [None] * 4
 
 
 def test_sizes_without_a_name_stay_apart() -> None:
