@@ -30,12 +30,16 @@ class Measurements:
 
     def __call__(self, requests: Sequence[tuple[Indices, range]]) -> Iterator[CandidateFigures]:
         """See `Objective`."""
+        for (indices, positions), outcome in zip(requests, self.outcomes(requests), strict=True):
+            yield self._figures(indices, positions, outcome)
+
+    def outcomes(self, requests: Sequence[tuple[Indices, range]]) -> Iterator[PieceOutcome]:
+        """What is measured alone, without what a candidate costs; of FROZEN as well."""
         cuts = [cut(indices, positions) for indices, positions in requests]
         lacking = [piece for pieces in cuts for piece in pieces if self._store.find(piece) is None]
         running = self._executor.run([Job(piece, key=piece.indices) for piece in lacking])
-        for (indices, positions), pieces in zip(requests, cuts, strict=True):
-            outcomes = [self._wait_for(piece, lacking, running) for piece in pieces]
-            yield self._figures(indices, positions, join(outcomes))
+        for pieces in cuts:
+            yield join([self._wait_for(piece, lacking, running) for piece in pieces])
 
     def _wait_for(
         self, piece: Piece, lacking: Sequence[Piece], running: Iterator[tuple[int, PieceOutcome]]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from search.costing import CostCounter
 from search.pieces import Piece, PieceOutcome
 from search.row_split import RowSplit
-from search.strategies.grid import Indices
+from search.strategies.grid import FROZEN, Indices
 from search.strategies.strategy import Cost
 from shearling.errors import ShearlingError, UsageError
 
@@ -149,7 +149,10 @@ class SubnetObjective:
         if indices == self._active:
             return
         self.release()
-        self._network.activate(self._network.space.decode(indices))
-        self._held = ExitStack()
-        self._held.enter_context(self._network.materialised())
+        network, self._held = self._network, ExitStack()
+        if indices == FROZEN:
+            self._held.enter_context(network.without_adapters())
+        else:
+            network.activate(network.space.decode(indices))
+            self._held.enter_context(network.materialised())
         self._active = indices

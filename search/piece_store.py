@@ -25,7 +25,7 @@ class PieceLine(Document):
 
     Attributes:
         question: digest of what else decides the answers: the model, the adapter, the task, the arithmetic.
-        choice_idx: the candidate.
+        choice_idx: the candidate; empty: the frozen model.
         rows_sha256: digest of the rows.
         outcome: what was measured.
     """

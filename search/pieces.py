@@ -23,7 +23,7 @@ class Piece:
     """What is asked of a worker.
 
     Attributes:
-        indices: the candidate.
+        indices: the candidate, or FROZEN.
         start: position of the first row, see `RowSplit`.
         stop: of the row after the last.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def summarise(searched: Searched) -> Result:
         "evaluations": evaluated,
         "cache_hits": len(explored) - evaluated,
         "pareto": [_figures(record) for record in pareto_front(explored)],
+        "frozen": None if searched.frozen is None else searched.frozen.document(),
         "task": searched.task,
         "n_eval": best.n_eval,
     }
@@ -46,6 +48,9 @@ def summarise(searched: Searched) -> Result:
         table.add_column(heading, justify="right" if heading else "left")
     for role, record in compared.items():
         table.add_row(role, *_cells(record, searched))
+    if searched.frozen is not None:
+        held_back = _held_back(searched.frozen.accuracy, searched.frozen.interval)
+        table.add_row("no adapter", "-", held_back, "-")
     table.caption = escape(_caption(searched))
     table.caption_justify = "left"
     return Result(data, table)
@@ -78,15 +83,22 @@ def _cells(record: Record, searched: Searched) -> tuple[str, str, str]:
     chosen = f"{record.accuracy:.1%} of {record.n_eval}"
     if held_back is None:
         return chosen, "-", _difference(comparison)
-    low, high = wilson_interval(held_back.accuracy, held_back.n_eval)
-    return chosen, f"{held_back.accuracy:.1%} ({100 * low:.1f}-{100 * high:.1f})", _difference(comparison)
+    interval = wilson_interval(held_back.accuracy, held_back.n_eval)
+    return chosen, _held_back(held_back.accuracy, interval), _difference(comparison)
+
+
+def _held_back(accuracy: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{accuracy:.1%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _difference(comparison: Comparison | None) -> str:
-    if comparison is None:
-        return "-"
-    low, high = (f"{100 * bound:+.1f}" for bound in comparison.interval)
-    return f"{100 * comparison.difference:+.1f} ({low} to {high})"
+    return "-" if comparison is None else _points(comparison.difference, comparison.interval)
+
+
+def _points(difference: float, interval: tuple[float, float]) -> str:
+    low, high = (f"{100 * bound:+.1f}" for bound in interval)
+    return f"{100 * difference:+.1f} ({low} to {high})"
 
 
 def _caption(searched: Searched) -> str:
@@ -105,8 +117,21 @@ def _caption(searched: Searched) -> str:
         + "".join(f"{line}\n" for line in searched.chosen)
         + f"rule: {searched.best_rule}\n"
         f"{prediction}\n"
+        + _beside_frozen(searched)
         + next_step("-m", "export", "--subnet", str(searched.path / BEST_FILE), *searched.exported_as, *again)
     )
+
+
+def _beside_frozen(searched: Searched) -> str:
+    frozen = searched.frozen
+    if frozen is None:
+        return ""
+    gain = f"the adapter brings {_points(frozen.best_gains, frozen.gain_interval)} points there\n"
+    if frozen.is_beaten:
+        return gain
+    alone = shlex.join(["python", "-m", "export", "--base", str(frozen.path), *searched.exported_as])
+    judgement = "it does harm" if frozen.beats else "chance may explain that"
+    return f"{gain}{judgement}; without it: {alone}\n"
 
 
 def _judged(record: Record, searched: Searched) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from search.evidence import find_held_back
 from search.examination import Examiner
 from search.exploration import explore
 from search.front import BestRule, best_record, find_largest, pareto_document, progression_rows
+from search.frozen_model import FrozenModel, measure_frozen, stands_alone
 from search.journal import JOURNAL_FILE, Journal, Record
 from search.limits import check_params, find_table, limited_rule, make_limit
 from search.measurements import Measurements
@@ -76,6 +77,7 @@ class Searched:
         best_rule: in words.
         chosen: zeros and formats of the layers of the best, in words, where there was a choice.
         exported_as: options of `python -m export` for the form that was searched for.
+        frozen: the model without an adapter, where it has learnt the task itself.
     """
 
     path: Path
@@ -86,6 +88,7 @@ class Searched:
     best_rule: str
     chosen: tuple[str, ...] = ()
     exported_as: tuple[str, ...] = ()
+    frozen: FrozenModel | None = None
 
     @property
     def explored(self) -> list[Record]:
@@ -245,6 +248,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
             watch = _watch(opened, prepared, settings, journal)
             with watching(watch, opened.run.search_page):
                 best, words = _choose(prepared, settings, journal, measure, watch)
+                frozen = _measure_frozen(best, inputs, prepared, journal, measure, watch)
         task = prepared.measured.task
         searched = Searched(run.search, journal.records, best, prepared.grid.heuristic, task, words)
         described = _write(searched, opened, settings, draft.directory)
@@ -252,6 +256,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
             searched,
             chosen=() if described.mixture is None else tuple(described.mixture.words),
             exported_as=_exported_as(settings),
+            frozen=frozen,
         )
         watch.finish(draft.directory, best=best)
         draft.details |= {
@@ -259,6 +264,7 @@ def _search(opened: SearchableRun, settings: SearchSettings, rule: BestRule, con
             "constraints": asdict(prepared.rule),
             "best_rule": searched.best_rule,
             "task": searched.task,
+            "frozen": None if frozen is None else frozen.document(),
         }
     watch.lead_to(run.search)
     return searched
@@ -360,6 +366,24 @@ def _choose(
     examiner.hold_against([best] if largest in (None, best) else [best, largest])
     compared = largest is not None and rule.accepts(largest, largest)
     return best, rule.words(settled_cost(settings), compared=compared)
+
+
+def _measure_frozen(
+    best: Record,
+    inputs: SearchInputs,
+    prepared: Preparation,
+    journal: Journal,
+    measure: Measurements,
+    watch: Watch,
+) -> FrozenModel | None:
+    """What the best is worth beside the frozen model, on the rows that are held back; None where there are none, or
+    the frozen model is no alternative.
+    """
+    held_back = find_held_back(best, journal.records)
+    if held_back is None or not stands_alone(inputs):
+        return None
+    watch.enter(f"the frozen model on {held_back.n_eval} rows that are held back")
+    return measure_frozen(held_back, inputs.frozen.path, measure.outcomes, prepared.measured.split.held_back)
 
 
 def _write(searched: Searched, opened: SearchableRun, settings: SearchSettings, directory: Path) -> Subnet:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Indices = tuple[int, ...]
 
+FROZEN: Indices = ()
+"""No candidate, but what they are compared with: the frozen model, without an adapter."""
+
 Landmark = Literal["largest", "middle", "smallest"]
 """A candidate that every grid has."""
 

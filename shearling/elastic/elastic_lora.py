@@ -180,6 +180,9 @@ class ElasticLoraLinear(FrozenLinear):
         lean: less memory for more time, and the same numbers: the mask is held as bits, and no merged weight is kept,
             neither for the backward nor while a sub-network is evaluated.
 
+    Attributes:
+        adapts: false leaves the adapter out: the layer is the frozen one, at its active sides.
+
     Raises:
         ShapeMismatch: the mask does not fit the weight.
     """
@@ -206,6 +209,7 @@ class ElasticLoraLinear(FrozenLinear):
         self._largest_scaling, self._scales_by_rank = scaling, scales_by_rank
         self.dropout = nn.Dropout(dropout)
         self.lean = lean
+        self.adapts = True
         self._mask: Tensor | None
         packed = None if mask is None or not lean else pack_mask(mask).to(mask.device)
         self.register_buffer("_mask", mask if packed is None else packed, persistent=False)
@@ -316,6 +320,8 @@ class ElasticLoraLinear(FrozenLinear):
             [..., out].
         """
         weight, bias, lora_a, lora_b = self._unmasked_parts()
+        if not self.adapts:
+            return frozen_product(x, weight, bias)
         if self._held is not None:
             return F.linear(x, self._held, bias)
         if self._mask is None and self.rounding is not None:

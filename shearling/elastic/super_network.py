@@ -136,6 +136,19 @@ class SuperNetwork:
         finally:
             self._hold(hold=False)
 
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Leave the adapters out: the frozen model, at the active widths."""
+        try:
+            self._adapt(adapts=False)
+            yield
+        finally:
+            self._adapt(adapts=True)
+
+    def _adapt(self, *, adapts: bool) -> None:
+        for layer in self.layers.values():
+            layer.adapts = adapts
+
     def _hold(self, *, hold: bool) -> None:
         for layer in self.layers.values():
             layer.hold_merged(hold=hold)
