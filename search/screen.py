@@ -131,7 +131,7 @@ def _beside_frozen(searched: Searched) -> str:
         return gain
     alone = shlex.join(["python", "-m", "export", "--base", str(frozen.path), *searched.exported_as])
     judgement = "it does harm" if frozen.beats else "chance may explain that"
-    return f"{gain}{judgement}; without it: {alone}\n"
+    return f"{gain}{judgement}; without it:\n{alone}\n"
 
 
 def _judged(record: Record, searched: Searched) -> dict[str, Any]:
