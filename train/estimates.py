@@ -52,17 +52,19 @@ DISTILLING_BYTES = 20
 """A logit of what is learnt from the largest sub-network: both as probabilities, what they differ by, gradients."""
 
 
-def estimate_import(figures: ModelFigures, *, by_tensors: bool) -> Estimate:
+def estimate_import(figures: ModelFigures, *, by_tensors: bool, rewritten: bool = False) -> Estimate:
     """Of the base artefact.
 
     Args:
-        figures: of the source.
+        figures: of what the source becomes.
         by_tensors: it is copied; else it is loaded as a whole and in float32.
+        rewritten: the source is first written as another architecture, on the same disk.
     """
+    scratch_bytes = figures.stored_bytes if rewritten else 0
     if by_tensors:
-        return Estimate(_libraries() + figures.table_bytes, figures.stored_bytes)
+        return Estimate(_libraries() + figures.table_bytes, figures.stored_bytes + scratch_bytes)
     whole_bytes = FLOAT32_BYTES * figures.parameters
-    return Estimate(_libraries() + 2 * whole_bytes, whole_bytes)
+    return Estimate(_libraries() + 2 * whole_bytes, whole_bytes + scratch_bytes)
 
 
 def estimate_pruning(figures: ModelFigures, section: SparsitySection) -> Estimate:
@@ -197,17 +199,20 @@ def longest_sequence(train: TrainSection, tasks: Iterable[TaskSection]) -> int:
     return max(train.pack_tokens or 0, *(task.max_length for task in tasks))
 
 
-def estimate_stage(recipe: Recipe, figures: ModelFigures, *, by_tensors: bool) -> dict[str, Estimate]:
+def estimate_stage(
+    recipe: Recipe, figures: ModelFigures, *, by_tensors: bool, rewritten: bool = False
+) -> dict[str, Estimate]:
     """Of all that a recipe makes, by its name in the run.
 
     Args:
         recipe: validated.
         figures: of the source.
         by_tensors: see `estimate_import`.
+        rewritten: likewise.
     """
     if recipe.model.head == "classifier":
         figures = replace(figures, vocabulary=0)
-    parts = {"base": estimate_import(figures, by_tensors=by_tensors)}
+    parts = {"base": estimate_import(figures, by_tensors=by_tensors, rewritten=rewritten)}
     adapting = adapting_recipe(recipe)
     if adapting is not None:
         parts["lora"] = _trained(adapting, figures)

@@ -12,19 +12,21 @@ from shearling.errors import ArtefactCorrupt, ArtefactMissing, ModelUnsupported,
 from shearling.model.checkpoint_safety import CODE_KEYS, CONFIG, check_architecture, check_shards, refuse_links
 from shearling.model.configuration import UNFIT, complete, open_configuration
 from shearling.model.export_support import check_exportable
-from shearling.model.figures import ModelFigures, read_figures
+from shearling.model.figures import ModelFigures, figures_of, read_figures
 from shearling.model.gguf_config import read_gguf_config
 from shearling.model.gguf_header import is_gguf, read_header
 from shearling.model.head import Head, auto_class
 from shearling.model.layers import find_layers
 from shearling.model.quantized import check_plain
 from shearling.model.skeleton import open_skeleton
+from shearling.model.weight_shards import StoredWeights
 from shearling.recipe.model import ModelSection
 from shearling.recipe.recipe import Recipe
 from shearling.recipe.sparsity import SparsitySection
 from shearling.recipe.training import TrainSection
 from shearling.resources import Estimate, require
 from shearling.strict_json import read_json
+from train.base.gpt2 import becomes_another, imported_config, imported_configuration, imported_tensors
 from train.calibration import calibration_file, calibration_sections
 from train.estimates import estimate_stage, what_would_fit
 from train.intended_search import check_effort, check_search
@@ -124,8 +126,9 @@ def check_recipe(recipe: Recipe) -> ModelSource:
 def expected(recipe: Recipe, source: ModelSource) -> dict[str, Estimate]:
     """What each artefact of the run will take, by its name."""
     plain = not is_gguf(source.path) and recipe.model.head == "language_model"
-    by_tensors = plain and open_skeleton(source.path) is not None
-    return estimate_stage(recipe, source.figures, by_tensors=by_tensors)
+    rewritten = not is_gguf(source.path) and becomes_another(read_json(source.path / CONFIG))
+    by_tensors = plain and (rewritten or open_skeleton(source.path) is not None)
+    return estimate_stage(recipe, source.figures, by_tensors=by_tensors, rewritten=rewritten)
 
 
 def check_patience(section: TrainSection) -> None:
@@ -174,7 +177,7 @@ def find_model(section: ModelSection) -> ModelSource:
                 where=path,
                 remedy="Give a Hugging Face directory",
             )
-        found = read_gguf_config(read_header(path))
+        found = imported_config(read_gguf_config(read_header(path)))
         return ModelSource(path, found.model_type, read_figures(path), found)
     if not (path / CONFIG).is_file():
         raise ArtefactMissing(
@@ -185,10 +188,12 @@ def find_model(section: ModelSection) -> ModelSource:
     refuse_links(path)
     config = read_json(path / CONFIG)
     check_plain(config, where=path / CONFIG)
-    model_type = config.get("model_type")
+    model_type = imported_configuration(config).get("model_type")
     if not isinstance(model_type, str):
         raise ModelUnsupported("config.json names no model_type", where=path)
     check_shards(path)
+    if becomes_another(config):
+        return ModelSource(path, model_type, figures_of(imported_tensors(config, StoredWeights(path).tensors)))
     return ModelSource(path, model_type, read_figures(path))
 
 
@@ -213,6 +218,7 @@ def check_prunable(
     if config is None:
         stored = {key: value for key, value in read_json(source.path / CONFIG).items() if key not in CODE_KEYS}
         check_architecture(stored, head=head, where=source.path / CONFIG)
+        stored = imported_configuration(stored)
         try:
             config = complete(AutoConfig.for_model(stored.pop("model_type"), **stored))
         except UNFIT:
@@ -232,11 +238,11 @@ def check_prunable(
 def _without_weights(config: PreTrainedConfig, head: Head | None = None) -> PreTrainedModel:
     import torch
 
-    from shearling.model.experts import separate_experts
+    from shearling.model.plain_modules import make_plain
 
     with torch.device("meta"):
         model: PreTrainedModel = auto_class(config, head).from_config(config, trust_remote_code=False)
-    separate_experts(model)
+    make_plain(model)
     return model
 
 

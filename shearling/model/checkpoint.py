@@ -43,7 +43,7 @@ def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTraine
     import transformers
     from safetensors import SafetensorError
 
-    from shearling.model.experts import separate_experts
+    from shearling.model.plain_modules import make_plain
 
     wanted = None if dtype is None else getattr(torch, dtype)
     skeleton = open_skeleton(directory)
@@ -79,7 +79,7 @@ def load_model(directory: Path, *, dtype: Dtype | None = "float32") -> PreTraine
                 remedy="Weights and config.json do not belong together",
             )
     check_finite(model)
-    separate_experts(model)
+    make_plain(model)
     return model.eval()
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SIZES = {
     "attention.key_length": "head_dim",
     "attention.sliding_window": "sliding_window",
+    "context_length": "n_positions",
+    "feed_forward_length": "n_inner",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -41,7 +43,8 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
     """The configuration; no weight is read.
 
     Raises:
-        ModelUnsupported: transformers' reader does not know the architecture, or loses what the model needs.
+        ModelUnsupported: transformers' reader does not know the architecture, or loses what the model needs; or it is
+            no decoder with attention.
     """
     import transformers
 
@@ -57,6 +60,7 @@ def read_gguf_config(header: GgufHeader) -> PreTrainedConfig:
             where=header.path,
             remedy=ELSEWHERE,
         ) from error
+    _check_decoder(header, config)
     # A name of the conversion, not of the architecture.
     config.__dict__.pop("_model_name_or_path", None)
     _check_experts(header, config, architecture)
@@ -79,6 +83,17 @@ def _name_tokens(header: GgufHeader, config: Any) -> None:
     config.eos_token_id = list(ends) if len(ends) > 1 else ends[0] if ends else None
     config.bos_token_id = header.fields.get("tokenizer.ggml.bos_token_id")
     config.pad_token_id = header.fields.get("tokenizer.ggml.padding_token_id")
+
+
+def _check_decoder(header: GgufHeader, config: PreTrainedConfig) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not hasattr(config, "num_attention_heads"):
+        raise ModelUnsupported(
+            f"{config.model_type!r} is no decoder whose layers attend",
+            where=header.path,
+            remedy="docs/models.md says what is supported",
+        )
 
 
 def _check_experts(header: GgufHeader, config: PreTrainedConfig, architecture: str) -> None:

@@ -177,7 +177,7 @@ def open_skeleton(directory: Path) -> Skeleton | None:
     import transformers
     from accelerate import init_empty_weights
 
-    from shearling.model.experts import separate_experts
+    from shearling.model.plain_modules import make_plain
 
     check_checkpoint(directory)
     try:
@@ -197,7 +197,7 @@ def open_skeleton(directory: Path) -> Skeleton | None:
     except UNFIT:
         # A configuration that fits no model; who loads it says what is wrong.
         return None
-    separate_experts(model)
+    make_plain(model)
     model.tie_weights()
     weights = StoredWeights(directory)
     places = _places(model, weights)

@@ -191,12 +191,12 @@ def build_from_config(config: PretrainedConfig) -> PreTrainedModel:
     """
     import copy
 
-    from shearling.model.experts import separate_experts
+    from shearling.model.plain_modules import make_plain
 
     model: PreTrainedModel = auto_class(config).from_config(
         copy.deepcopy(config), trust_remote_code=False, attn_implementation="eager"
     )
-    separate_experts(model)
+    make_plain(model)
     return model.eval()
 
 

@@ -21,15 +21,21 @@ from shearling.run import Run
 from tests.support.exact_merges import merge_error
 from tests.support.longer import mostly_slow
 from tests.support.small_searches import SMALL_SEARCH
-from tests.support.tiny_models import FAMILIES
+from tests.support.tiny_models import FAMILIES, RARER
 from tests.support.tiny_runs import GROUPS, LLAMA_GROUPS, tiny_recipe
 from train.stage import run_recipe
+
+# transformers' module of GPTBigCode, when it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 SETTINGS = replace(SMALL_SEARCH, algorithm="heuristic", evaluations=1)
 
 
 @pytest.fixture(
-    scope="module", params=mostly_slow((*FAMILIES, "mixtral", "qwen3_moe"), fast=("llama_tied_gqa", "bloom", "mixtral"))
+    scope="module",
+    params=mostly_slow(
+        (*FAMILIES, *RARER, "mixtral", "qwen3_moe"), fast=("llama_tied_gqa", "bloom", "gpt2", "mixtral")
+    ),
 )
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

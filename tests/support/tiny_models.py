@@ -20,12 +20,16 @@ from transformers import (
     DebertaConfig,
     DebertaV2Config,
     DistilBertConfig,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     GptOssConfig,
@@ -51,6 +55,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
 from shearling.model.checkpoint import save_model
@@ -315,6 +321,48 @@ def gpt_neo() -> PreTrainedModel:
     return build_tiny(GPTNeoForCausalLM, config)
 
 
+def gpt2() -> PreTrainedModel:
+    """As transformers makes it, with `Conv1D`; an import makes GPTBigCode of it."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=256,
+        n_embd=48,
+        n_layer=2,
+        n_head=4,
+        n_inner=72,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    return build_tiny(GPT2LMHeadModel, config)
+
+
+def falcon() -> PreTrainedModel:
+    """One key and one value for all queries, fused with them, beside the feed-forward."""
+    config = FalconConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_hidden_size=72,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    return build_tiny(FalconForCausalLM, config)
+
+
+def stablelm() -> PreTrainedModel:
+    """Heads of 16, of which a quarter is turned; norms with biases."""
+    return build_tiny(
+        StableLmForCausalLM,
+        StableLmConfig(**_shape(64, 2, 4, 2, 72), tie_word_embeddings=False, initializer_range=0.1),
+    )
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": llama,
     "llama_tied_gqa": llama_tied_gqa,
@@ -327,6 +375,8 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "gemma3": gemma3,
     "bloom": bloom,
 }
+RARER: dict[str, Callable[[], PreTrainedModel]] = {"gpt2": gpt2, "falcon": falcon, "stablelm": stablelm}
+"""Tried through the whole pipeline alone."""
 
 
 def mixtral() -> PreTrainedModel:
@@ -431,7 +481,7 @@ def save_tiny_encoder(directory: Path, family: str | None = None) -> Path:
 def save_tiny(family: str, directory: Path) -> Path:
     """Write a tiny model of `family` and the tokenizer as a Hugging Face directory; returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_model({**FAMILIES, **MIXTURES}[family](), tiny_tokenizer(), directory)
+    save_model({**FAMILIES, **MIXTURES, **RARER}[family](), tiny_tokenizer(), directory)
     return directory
 
 

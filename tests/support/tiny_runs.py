@@ -18,6 +18,8 @@ GROUPS = {
     "phi3": {"qkv": ["qkv_proj"], "gate_up": ["gate_up_proj"], "down": ["down_proj"]},
     "mixtral": {"qkv": ["q_proj", "k_proj", "v_proj"], "out": ["o_proj"]},
     "qwen3_moe": {"qkv": ["q_proj", "k_proj", "v_proj"], "out": ["o_proj"]},
+    "gpt2": {"qkv": ["c_attn"], "up": ["c_fc"], "down": ["mlp.c_proj"]},
+    "falcon": {"qkv": ["query_key_value"], "up": ["dense_h_to_4h"], "down": ["mlp.dense_4h_to_h"]},
     "bloom": {"qkv": ["query_key_value"], "up": ["dense_h_to_4h"], "down": ["mlp.dense_4h_to_h"]},
 }
 LLAMA_GROUPS = {"qkv": ["q_proj", "k_proj", "v_proj"], "up": ["up_proj"], "down": ["down_proj"]}

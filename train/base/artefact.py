@@ -34,6 +34,7 @@ from shearling.model.weight_shards import Dtype, StoredWeights, main_dtype, writ
 from shearling.strict_json import read_json, write_json
 from train.base.classifier_head import load_with_new_head, share_padding
 from train.base.gguf import load_gguf_model
+from train.base.gpt2 import imported_directory, imported_model
 from train.base.license import license_of_directory, license_of_gguf
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, di
     header = read_header(path)
     # The tokenizer first: it is refused in a second, the weights take half a minute.
     tokenizer = rebuild_tokenizer(header)
-    model = load_gguf_model(header)
+    model = imported_model(load_gguf_model(header))
     # The name of a file; the manifest has the model's own.
     model.config.__dict__.pop("_model_name_or_path", None)
     origin = {"format": "gguf", "file": path.name, "sha256": sha256_file(path)}
@@ -166,7 +167,7 @@ def _origin(source: Path, removed: Sequence[str]) -> dict[str, Any]:
 @contextmanager
 def _cleaned(source: Path, *, scratch: Path, head: Head) -> Iterator[tuple[Path, list[str]]]:
     """A view of `source`, below `scratch`, without code and without keys that name code; the weights are hard links
-    where the disk allows it.
+    where the disk allows it, but for those of an architecture that is imported as another one.
     """
     if not source.is_dir():
         raise ArtefactMissing(
@@ -191,7 +192,7 @@ def _cleaned(source: Path, *, scratch: Path, head: Head) -> Iterator[tuple[Path,
                 write_json(Path(temporary) / path.name, _without_code(read_json(path), removed, prefix=f"{path.name}:"))
             elif path.is_file() and (path.suffix in KEPT_SUFFIXES or path.name == "adapter_config.json"):
                 link_or_copy(path, Path(temporary) / path.name)
-        yield Path(temporary), removed
+        yield imported_directory(Path(temporary), Path(temporary) / "imported"), removed
 
 
 def _refuse_foreign_class(config: dict[str, Any], *, where: Path) -> None:

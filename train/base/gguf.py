@@ -22,7 +22,7 @@ def load_gguf_model(header: GgufHeader) -> PreTrainedModel:
     import torch
     import transformers
 
-    from shearling.model.experts import separate_experts
+    from shearling.model.plain_modules import make_plain
 
     transformers.utils.logging.disable_progress_bar()
     config = read_gguf_config(header)
@@ -50,7 +50,7 @@ def load_gguf_model(header: GgufHeader) -> PreTrainedModel:
                 f"{complaint.removesuffix('_keys')} tensors: {', '.join(names[:3])}", where=header.path
             )
     _check_all_read(header, model)
-    separate_experts(model)
+    make_plain(model)
     return model.eval()
 
 
