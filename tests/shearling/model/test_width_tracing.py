@@ -8,6 +8,7 @@ from transformers import (
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
+    GPTBigCodeConfig,
     MixtralConfig,
     ModernBertConfig,
     OPTConfig,
@@ -16,7 +17,7 @@ from transformers import (
 
 from shearling.errors import ModelUnsupported
 from shearling.model.width_tracing import find_structure
-from tests.support.tiny_models import ENCODERS, FAMILIES
+from tests.support.tiny_models import ENCODERS, FAMILIES, RARER
 
 CLASSIFIER = {
     "hidden_size": 48,
@@ -44,12 +45,30 @@ def test_llama_like_decoders_have_both_widths(family):
     assert len(structure.require("attention")) == config.num_hidden_layers
 
 
-def test_fused_projections_are_named_and_only_bloom_keeps_its_feed_forward_width():
-    bloom = find_structure(FAMILIES["bloom"]().config)
-    assert bloom.require("feed_forward")[0].producers == ("mlp.dense_h_to_4h",)
-    with pytest.raises(ModelUnsupported, match=r"query_key_value.*fused.*feed_forward can be cut") as caught:
-        bloom.require("attention")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("config", "producers", "attention"),
+    [
+        (FAMILIES["bloom"]().config, ("mlp.dense_h_to_4h",), "query_key_value.*fused"),
+        (RARER["falcon"]().config, ("mlp.dense_h_to_4h",), "query_key_value.*fused"),
+        (
+            GPTBigCodeConfig(vocab_size=100, n_embd=48, n_layer=2, n_head=4, multi_query=False),
+            ("mlp.c_fc",),
+            "c_attn.*fused",
+        ),
+        (RARER["stablelm"]().config, ("mlp.gate_proj", "mlp.up_proj"), "o_proj.*its code fixes the width"),
+    ],
+    ids=["bloom", "falcon", "gpt2", "stablelm"],
+)
+def test_some_keep_the_width_of_their_attention(config, producers, attention):
+    structure = find_structure(config)
+    assert structure.require("feed_forward")[0].producers == producers
+    with pytest.raises(ModelUnsupported, match=f"{attention}.*feed_forward can be cut") as caught:
+        structure.require("attention")
     assert caught.value.exit_code == 3
+
+
+def test_fused_feed_forwards_are_named():
     phi3 = find_structure(FAMILIES["phi3"]().config)
     with pytest.raises(ModelUnsupported, match=r"mlp\.gate_up_proj: .*split or mixed"):
         phi3.require("feed_forward")
