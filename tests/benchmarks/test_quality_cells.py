@@ -121,7 +121,9 @@ def test_published_cells_leave_nothing_to_defaults_that_have_changed() -> None:
     for cell in published:
         today, then = (Recipe.model_validate(sections) for sections in (cell.recipe, stored_recipe(cell.recipe)))
         first, second = (deciding_inputs(recipe_inputs(recipe)) for recipe in (today, then))
-        assert differing_keys(first, second) == [], cell.recipe["name"]
+        # A classifier learns the labels of its rows, and no token of them.
+        learnt = {"task.train_on_prompt", "task.train_on_end"} if today.model.head == "classifier" else set()
+        assert set(differing_keys(first, second)) <= learnt, cell.recipe["name"]
 
 
 def test_a_cell_that_left_to_older_defaults_what_its_arm_says_today_is_its_own(tmp_path: Path) -> None:

@@ -39,12 +39,14 @@ def test_cells_are_those_that_the_code_makes() -> None:
 def test_the_page_says_which_arms_have_cells() -> None:
     page = (PUBLISHED.parent / "quality.md").read_text(encoding="utf-8")
     [paragraph] = [part for part in page.split("\n\n") if part.startswith("**What has cells.**")]
-    some, none = (
-        {name for name in re.findall(r"`([a-z0-9-]+)`", part) if name in ARMS}
-        for part in paragraph.split("The other arms have none")
-    )
-    found = {cell.arm for cell in read_cells(PUBLISHED)}
-    assert some == found
-    # An arm may be named once more, to say what another one is.
-    assert none - found == set(ARMS) - found
-    assert {cell.model for cell in read_cells(PUBLISHED)} == {"smollm2"}
+    decoder, rest = paragraph.split("Of MiniLM")
+    encoder, none = (_arms_in(part) for part in rest.split("No model has cells of"))
+    cells = read_cells(PUBLISHED)
+    assert {cell.model for cell in cells} == {"smollm2", "minilm"}
+    assert _arms_in(decoder) == {cell.arm for cell in cells if cell.model == "smollm2"}
+    assert encoder == {cell.arm for cell in cells if cell.model == "minilm"}
+    assert none == set(ARMS) - {cell.arm for cell in cells}
+
+
+def _arms_in(text: str) -> set[str]:
+    return {name for name in re.findall(r"`([a-z0-9-]+)`", text) if name in ARMS}
