@@ -193,7 +193,7 @@ def find_model(section: ModelSection) -> ModelSource:
         raise ModelUnsupported("config.json names no model_type", where=path)
     check_shards(path)
     if becomes_another(config):
-        return ModelSource(path, model_type, figures_of(imported_tensors(config, StoredWeights(path).tensors)))
+        return ModelSource(path, model_type, figures_of(imported_tensors(StoredWeights(path).tensors)))
     return ModelSource(path, model_type, read_figures(path))
 
 

@@ -69,15 +69,8 @@ def imported_configuration(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def imported_tensors(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """What an import stores.
-
-    Args:
-        config: the content of a config.json.
-        tensors: of the checkpoint beside it, by name.
-    """
-    if not becomes_another(config):
-        return dict(tensors)
+def imported_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """What an import stores of a GPT-2's tensors, by name."""
     return {
         _name(name): StoredTensor(tensor.dtype, tensor.shape[::-1]) if name.endswith(TRANSPOSED) else tensor
         for name, tensor in tensors.items()
@@ -110,7 +103,7 @@ def imported_directory(source: Path, destination: Path) -> Path:
         if path.is_file() and path not in shards and path.name not in (CONFIG, INDEX):
             link_or_copy(path, destination / path.name)
     weights, full = StoredWeights(source), _full_configuration(config)
-    with writing_weights(destination, imported_tensors(config, weights.tensors)) as file:
+    with writing_weights(destination, imported_tensors(weights.tensors)) as file:
         for name in weights.tensors:
             if not name.endswith(CAUSAL_MASKS):
                 file.write(_name(name), _converted(name, weights.read(name), full, where=source))
